@@ -1,0 +1,1 @@
+"""How a job lives: lanes, pace, signals, deadline, reports."""

@@ -1,0 +1,1 @@
+"""Use cases: plan, run lanes, verify, report."""
