@@ -1,0 +1,64 @@
+"""The manifest beside a model: who wrote it, which revision, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stager.core.errors import IntegrityError, UsageError
+from stager.core.model import Defect, FileEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PATH = ".stager/manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a writer of models promises. `state` is ``complete`` or ``updating``; readers refuse the latter."""
+
+    source: str
+    revision: str
+    state: str
+    files: tuple[FileEntry, ...]
+
+    @staticmethod
+    def parse(raw: bytes) -> Manifest:
+        """The manifest in `raw` (JSON). Raises `IntegrityError` when it is not one."""
+        try:
+            body = json.loads(raw)
+            files = tuple(
+                FileEntry(
+                    item["path"],
+                    int(item["size"]),
+                    item.get("sha256"),
+                    int(item["crc64"]) if item.get("crc64") is not None else None,
+                )
+                for item in body["files"]
+            )
+            return Manifest(str(body["source"]), str(body["revision"]), str(body["state"]), files)
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as exc:
+            raise IntegrityError(
+                f"`{PATH}` is not a manifest ({exc})", hint="pull the model again, or delete the file"
+            ) from exc
+
+    def refuse_updating(self, root: str) -> None:
+        """Raise `IntegrityError` while a writer is replacing the model below `root`."""
+        if self.state != "complete":
+            raise IntegrityError(
+                f"`{root}` is being updated: its manifest says `{self.state}`",
+                hint="wait until the writer has finished, or pull the model again",
+            )
+
+    def defects(self, present: Iterable[FileEntry]) -> tuple[Defect, ...]:
+        """Files that the manifest promises and `present` lacks or has in another size."""
+        sizes = {entry.path: entry.size for entry in present}
+        found = []
+        for entry in self.files:
+            if entry.path not in sizes:
+                found.append(Defect(entry.path, "named by the manifest, missing"))
+            elif sizes[entry.path] != entry.size:
+                found.append(Defect(entry.path, f"{sizes[entry.path]} bytes, the manifest says {entry.size}"))
+        return tuple(found)

@@ -1,0 +1,139 @@
+"""Finding a model's files: what lies below the PATHs given, each name once, each followed symlink once."""
+
+from __future__ import annotations
+
+import os
+import stat as stat_module
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stager.core.errors import NotFound, StagerError, UsageError, from_oserror
+from stager.core.model import FileEntry, FileIdentity, LocalFile, Skipped
+from stager.core.select import left_out
+from stager.core.units import shown
+from stager.node import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass
+class Found:
+    """What a walk gives: every file by every name, what was passed over and why, and folders that could not be read.
+
+    Hard links and symlinks to one file appear once per name: formats need the names. `once` keeps one of each.
+    """
+
+    files: list[LocalFile] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    errors: list[StagerError] = field(default_factory=list)
+
+    def once(self, rank: Callable[[LocalFile], int]) -> list[LocalFile]:
+        """One entry per (device, inode): the one with the lowest `rank`, in the order found."""
+        best: dict[tuple[int, int], LocalFile] = {}
+        for file in self.files:
+            key = (file.identity.device, file.identity.inode)
+            if key not in best or rank(file) < rank(best[key]):
+                best[key] = file
+        kept = {id(file) for file in best.values()}
+        return [file for file in self.files if id(file) in kept]
+
+
+def identity_of(stat: os.stat_result) -> FileIdentity:
+    """The identity that `stat` describes."""
+    return FileIdentity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def walk(paths: Sequence[str]) -> Found:
+    """Every regular file below `paths` (folders or files), nothing opened but folders.
+
+    Symlinks are followed, a folder once. Names that are always left out (partial downloads, lock files, ``.git``) and
+    special files are listed in `skipped`. Raises `NotFound` or `AccessDenied` when a PATH itself cannot be looked at.
+    """
+    found = Found()
+    seen: set[tuple[int, int]] = set()
+    for path in dict.fromkeys(os.path.abspath(p) for p in paths):
+        try:
+            stat = os.stat(path)
+        except OSError as exc:
+            error = from_oserror(exc, f"`{shown(path)}`")
+            if isinstance(error, NotFound):
+                error.hint = "give the folder that holds the model's files"
+            raise error from exc
+        if stat_module.S_ISDIR(stat.st_mode):
+            _Walk(path, found, seen).folder(path, "")
+        elif stat_module.S_ISREG(stat.st_mode):
+            root, name = os.path.split(path)
+            _Walk(root, found, seen).file(path, name, stat)
+        else:
+            raise UsageError(f"`{shown(path)}` is neither a folder nor a regular file")
+    return found
+
+
+class _Walk:
+    """One PATH being walked."""
+
+    def __init__(self, root: str, found: Found, seen: set[tuple[int, int]]) -> None:
+        self._root = root
+        self._found = found
+        self._seen = seen
+        self._mounts: dict[str, int] = {}
+
+    def folder(self, path: str, relative: str) -> None:
+        try:
+            stat = os.stat(path)
+            if (stat.st_dev, stat.st_ino) in self._seen:
+                return
+            self._seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(path) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except OSError as exc:
+            self._found.errors.append(from_oserror(exc, f"`{shown(path)}`"))
+            return
+        folders = []
+        for entry in ordered:
+            name = f"{relative}/{entry.name}" if relative else entry.name
+            if (reason := left_out(name)) is not None:
+                self._found.skipped.append(Skipped(name, 0, reason))
+                continue
+            try:
+                stat = entry.stat()
+            except OSError:
+                self._found.skipped.append(
+                    Skipped(name, 0, "symlink to nothing" if entry.is_symlink() else "vanished")
+                )
+                continue
+            if stat_module.S_ISDIR(stat.st_mode):
+                folders.append((entry.path, name))
+            elif stat_module.S_ISREG(stat.st_mode):
+                self.file(entry.path, name, stat)
+            else:
+                self._found.skipped.append(Skipped(name, 0, "not a regular file"))
+        for path_below, name in folders:
+            self.folder(path_below, name)
+
+    def file(self, path: str, name: str, stat: os.stat_result) -> None:
+        real = os.path.realpath(path)
+        try:
+            mount = self._mount_of(real)
+        except OSError as exc:
+            self._found.errors.append(from_oserror(exc, f"`{shown(path)}`"))
+            return
+        self._found.files.append(
+            LocalFile(
+                FileEntry(name, stat.st_size),
+                real,
+                self._root,
+                identity_of(stat),
+                mount,
+                stat.st_uid,
+                stat.st_blocks * 512,
+            )
+        )
+
+    def _mount_of(self, real: str) -> int:
+        """One lookup a folder: a file bind-mounted over another is the exception, and then st_dev differs or nothing does."""
+        folder = os.path.dirname(real)
+        if folder not in self._mounts:
+            self._mounts[folder] = mounts.mount_id(folder)
+        return self._mounts[folder]

@@ -1,0 +1,102 @@
+"""The ready marker on disk, and what is true of this node now."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from stager.core.errors import StagerError, from_oserror
+from stager.core.marker import ReadyMarker
+from stager.core.units import shown
+from stager.node import mounts
+
+if TYPE_CHECKING:
+    from stager.core.marker import WarmedFile, WarmedPath
+
+_NETWORK = ("nfs", "nfs4")
+
+
+def boot_id() -> str:
+    """This boot's id; empty where /proc does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def write(path: str, marker: ReadyMarker) -> None:
+    """Replace the marker at `path` in one step (rename), its folder made if needed. Raises `StagerError`."""
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            data = marker.to_json().encode() + b"\n"
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as exc:
+        with suppress(OSError):
+            os.unlink(temporary)
+        error = from_oserror(exc, f"marker `{shown(path)}`")
+        error.hint = "choose a writable place with --marker, for instance on an emptyDir"
+        raise error from exc
+
+
+def read(path: str) -> ReadyMarker:
+    """The marker at `path`. Raises `StagerError` when there is none or it cannot be read."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return ReadyMarker.from_json(file.read())
+    except OSError as exc:
+        raise from_oserror(exc, f"marker `{shown(path)}`") from exc
+    except ValueError as exc:
+        raise StagerError(f"marker `{shown(path)}`: {exc}") from exc
+
+
+def contradiction(marker: ReadyMarker) -> str | None:
+    """What on this node speaks against `marker` now, in one phrase; None when nothing does.
+
+    A reboot, a PATH that is gone or lies on another mount than then, a file that is gone or is no longer the same. Only
+    looks up names: nothing is opened. A daemon that hangs makes this hang: callers bound it.
+    """
+    now = boot_id()
+    if marker.boot_id and now and marker.boot_id != now:
+        return "the node has rebooted since"
+    for path in marker.paths:
+        if (why := _mount_changed(path)) is not None:
+            return why
+    network = any(path.fstype in _NETWORK for path in marker.paths)
+    for file in marker.files:
+        if (why := _file_changed(file, network=network)) is not None:
+            return why
+    return None
+
+
+def _mount_changed(then: WarmedPath) -> str | None:
+    try:
+        now = mounts.identity(then.path)
+    except OSError as exc:
+        return f"`{shown(then.path)}`: {os.strerror(exc.errno or 0).lower()}"
+    changed = now.device != then.device
+    if now.namespace == then.namespace:  # mount ids mean nothing in another mount namespace
+        changed = changed or now.mount_id != then.mount_id
+        if now.unique_id is not None and then.unique_id is not None:
+            changed = changed or now.unique_id != then.unique_id
+    return f"`{shown(then.path)}` has been mounted again since" if changed else None
+
+
+def _file_changed(then: WarmedFile, *, network: bool) -> str | None:
+    try:
+        stat = os.stat(then.path)
+    except OSError as exc:
+        return f"`{shown(then.path)}`: {os.strerror(exc.errno or 0).lower()}"
+    same = (stat.st_ino, stat.st_size, stat.st_mtime_ns) == (then.inode, then.size, then.mtime_ns)
+    if network:  # any change of attributes makes an NFS client drop the file, at its next read
+        same = same and stat.st_ctime_ns == then.ctime_ns
+    return None if same else f"`{shown(then.path)}` is not the file that was warmed"
