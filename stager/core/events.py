@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -16,12 +17,16 @@ from stager.core.units import format_duration, format_percent, format_size, show
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with dataclasses, enums and tuples turned into what JSON knows."""
+    """`value` with dataclasses, enums, tuples and sets turned into what JSON knows; infinities and NaN become null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (set, frozenset)):
+        return sorted(jsonable(item) for item in value)
+    if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     if isinstance(value, dict):
         return {str(key): jsonable(item) for key, item in value.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from stager.core.errors import UsageError
@@ -12,9 +13,10 @@ _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgtp", start=1):
     _UNITS[_letter] = _UNITS[f"{_letter}i"] = _UNITS[f"{_letter}ib"] = 1024**_power
     _UNITS[f"{_letter}b"] = 1000**_power
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*(?:/s)?\s*", re.IGNORECASE | re.ASCII)
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*", re.ASCII)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", re.ASCII)
+_NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"  # bounded, so that no number overflows
+_SIZE = re.compile(rf"\s*{_NUMBER}\s*([a-z]*)\s*(?:/s)?\s*", re.IGNORECASE | re.ASCII)
+_PERCENT = re.compile(rf"\s*{_NUMBER}\s*%?\s*", re.ASCII)
+_DURATION = re.compile(rf"{_NUMBER}(ms|s|m|h|d|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -27,12 +29,13 @@ def parse_size(text: str) -> int:
     factor = _UNITS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"`{text}` is not a size", hint="write it like 64GiB, 512M or 1048576")
-    return int(float(match[1]) * factor)
+    whole, _, decimals = match[1].partition(".")
+    return int(whole + decimals) * factor // 10 ** len(decimals)  # exact; a float is not above 8 PiB
 
 
 def parse_percent(text: str) -> float:
     """The fraction 0..1 in `text` (``90%``, or ``90``); raises `UsageError` outside 0..100."""
-    match = _PERCENT.fullmatch(text) or re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", text)
+    match = _PERCENT.fullmatch(text)
     if match is None or not 0 <= float(match[1]) <= 100:
         raise UsageError(f"`{text}` is not a percentage", hint="write it like 90%")
     return float(match[1]) / 100
@@ -77,7 +80,9 @@ def format_percent(part: int, whole: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` in the two largest units that matter: ``0.4s``, ``18s``, ``4m10s``, ``2h05m``."""
+    """`seconds` in the two largest units that matter: ``0.4s``, ``18s``, ``4m10s``, ``2h05m``; ``?`` if not finite."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 9.95:
         return f"{seconds:.1f}s"
     whole = round(seconds)
@@ -92,6 +97,9 @@ def shown(path: str) -> str:
     """A file name fit for one line of output: control characters and undecodable bytes as backslash escapes."""
     if path.isprintable():
         return path
-    raw = path.encode("utf-8", "surrogateescape")
+    try:
+        raw = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that no file name has, but a JSON index can
+        raw = path.encode("utf-8", "backslashreplace")
     text = raw.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
