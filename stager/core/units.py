@@ -30,7 +30,8 @@ def parse_size(text: str) -> int:
     if match is None or factor is None:
         raise UsageError(f"`{text}` is not a size", hint="write it like 64GiB, 512M or 1048576")
     whole, _, decimals = match[1].partition(".")
-    return int(whole + decimals) * factor // 10 ** len(decimals)  # exact; a float is not above 8 PiB
+    scale: int = 10 ** len(decimals)
+    return int(whole + decimals) * factor // scale  # exact; a float is not above 8 PiB
 
 
 def parse_percent(text: str) -> float:
