@@ -1,0 +1,294 @@
+"""The test server itself: it must have exactly the habits it claims."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fuselab.fixtures import MountFactory
+from tests.fuselab.trees import synthetic_bytes
+
+pytestmark = pytest.mark.root
+MIB = 1 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+
+
+def resident(fd: int) -> float:
+    """The resident share of an open file, by mincore."""
+    size = os.fstat(fd).st_size
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    assert address != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
+    pages = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+    assert _libc.mincore(address, size, pages) == 0
+    _libc.munmap(address, size)
+    return sum(byte & 1 for byte in pages.raw) / len(pages)
+
+
+def warm(path: str) -> int:
+    """Read a file whole; gives the bytes read."""
+    done = 0
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(MIB):
+            done += len(chunk)
+    return done
+
+
+def resident_after_reopen(path: str) -> float:
+    with open(path, "rb") as file:
+        return resident(file.fileno())
+
+
+def test_content_is_the_source(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"odd \xff\nname.bin")
+    (tmp_path / "sub").mkdir()
+    for name, size in (("a", 0), ("b", 1), (f"sub/{odd}", 3 * MIB + 17)):
+        (tmp_path / name).write_bytes(os.urandom(size))
+    (tmp_path / "link").symlink_to("sub")
+    mount = fuse_mount(source=tmp_path)
+    assert sorted(os.listdir(mount.path)) == ["a", "b", "link", "sub"]
+    assert os.listdir(mount.path + "/link") == [odd]
+    for name in ("a", "b", f"sub/{odd}"):
+        assert Path(mount.path, name).read_bytes() == (tmp_path / name).read_bytes()
+    with pytest.raises(FileNotFoundError):
+        os.stat(mount.path + "/missing")
+    with pytest.raises(OSError):
+        open(mount.path + "/a", "wb")
+
+
+def test_many_names_are_listed_once(fuse_mount: MountFactory) -> None:
+    names = {f"folder/file-{n:04}.bin": n for n in range(700)}
+    mount = fuse_mount(synthetic=names)
+    assert sorted(os.listdir(mount.path + "/folder")) == sorted(name[7:] for name in names)
+    assert os.stat(mount.path + "/folder/file-0123.bin").st_size == 123
+
+
+def test_synthetic_content(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"deep/w.bin": 5 * MIB + 3})
+    data = Path(mount.path, "deep/w.bin").read_bytes()
+    assert data == synthetic_bytes(0, 5 * MIB + 3)
+    with open(mount.path + "/deep/w.bin", "rb") as file:
+        assert os.pread(file.fileno(), 5000, 3 * MIB + 11) == synthetic_bytes(3 * MIB + 11, 5000)
+
+
+def test_type_source_and_owner(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(
+        synthetic={"w": 1}, fsname="bucket.oss-x.example:/p q", subtype="ossfs2", uid=65532, gid=7, mode="440"
+    )
+    line = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mount.path in line)
+    assert line.split(" - ")[1].split(" ")[:2] == ["fuse.ossfs2", r"bucket.oss-x.example:/p\040q"]
+    found = os.stat(mount.path + "/w")
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65532, 7, 0o440)
+    assert os.stat(mount.path).st_mode & 0o777 == 0o550
+
+
+@pytest.mark.parametrize(("keep_cache", "kept"), [("never", 0.0), ("always", 1.0), ("auto", 1.0)])
+def test_pages_after_reopen(fuse_mount: MountFactory, keep_cache: str, kept: float) -> None:
+    mount = fuse_mount(synthetic={"w": 8 * MIB}, keep_cache=keep_cache)
+    path = mount.path + "/w"
+    with open(path, "rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
+        assert resident(file.fileno()) == 1.0
+    assert resident_after_reopen(path) == kept
+    mount.remount()
+    assert resident_after_reopen(path) == 0.0
+
+
+@pytest.mark.parametrize(("keep_cache", "kept"), [("always", 1.0), ("auto", 0.0)])
+def test_pages_after_a_change_behind_the_kernel(
+    fuse_mount: MountFactory, tmp_path: Path, keep_cache: str, kept: float
+) -> None:
+    source = tmp_path / "w"
+    source.write_bytes(b"a" * 2 * MIB)
+    mount = fuse_mount(source=tmp_path, keep_cache=keep_cache, attr_timeout=0)
+    path = mount.path + "/w"
+    warm(path)
+    inode = os.stat(path).st_ino
+    other = tmp_path / "w.new"
+    other.write_bytes(b"b" * 2 * MIB)
+    os.replace(other, source)
+    assert resident_after_reopen(path) == kept
+    assert os.stat(path).st_ino != inode
+    assert Path(path).read_bytes()[:1] == (b"a" if kept else b"b")
+
+
+def test_auto_inval_drops_on_a_new_mtime(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    source = tmp_path / "w"
+    source.write_bytes(b"a" * MIB)
+    mount = fuse_mount(source=tmp_path, keep_cache="always", auto_inval=True, attr_timeout=0)
+    path = mount.path + "/w"
+    warm(path)
+    assert resident_after_reopen(path) == 1.0
+    os.utime(source, ns=(1, 1))
+    os.stat(path)
+    assert resident_after_reopen(path) == 0.0
+
+
+def test_direct_io(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"w": 2 * MIB}, direct_io=True)
+    with open(mount.path + "/w", "rb", buffering=0) as file:
+        assert file.read(MIB) == synthetic_bytes(0, MIB)
+        with pytest.raises(OSError) as caught:
+            mmap.mmap(file.fileno(), MIB, mmap.MAP_SHARED, mmap.PROT_READ)
+    assert caught.value.errno == errno.ENODEV
+    assert mount.counters()["max_handles"] == 1
+
+
+def _read_in_thread(path: str) -> tuple[threading.Thread, list[object]]:
+    outcome: list[object] = []
+
+    def read() -> None:
+        try:
+            outcome.append(warm(path))
+        except OSError as exc:
+            outcome.append(exc.errno)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+@pytest.mark.parametrize("habit", [{"hang_file": "w"}, {"hang_after": MIB}])
+@pytest.mark.parametrize("end", ["abort", "kill", "stop"])
+def test_hung_reads_end_with_the_connection(
+    fuse_mount: MountFactory, habit: dict[str, object], end: str
+) -> None:
+    mount = fuse_mount(synthetic={"w": 4 * MIB}, **habit)
+    thread, outcome = _read_in_thread(mount.path + "/w")
+    thread.join(0.3)
+    assert thread.is_alive()
+    assert mount.counters()["hung"] >= 1
+    getattr(mount, end)()
+    thread.join(5)
+    assert outcome
+    assert outcome[0] in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+
+
+def test_a_dead_server_is_enotconn(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"w": MIB})
+    mount.kill()
+    with pytest.raises(OSError) as caught:
+        os.stat(mount.path + "/w")
+    assert caught.value.errno == errno.ENOTCONN
+    mount.remount()
+    assert warm(mount.path + "/w") == MIB
+
+
+def test_an_error_at_an_offset(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"w": 4 * MIB}, error_at=f"w:{2 * MIB + 5}:EIO")
+    with open(mount.path + "/w", "rb", buffering=0) as file:
+        assert os.pread(file.fileno(), MIB, 0) == synthetic_bytes(0, MIB)
+        with pytest.raises(OSError) as caught:
+            os.pread(file.fileno(), 4096, 2 * MIB)
+        assert caught.value.errno == errno.EIO
+        assert os.pread(file.fileno(), MIB, 3 * MIB) == synthetic_bytes(3 * MIB, MIB)
+
+
+def test_a_file_shorter_than_stat_says(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"w": 4 * MIB}, shrink=f"w:{MIB}", attr_timeout=60)
+    assert os.stat(mount.path + "/w").st_size == 4 * MIB
+    assert warm(mount.path + "/w") == MIB
+
+
+def test_rates_hold_back_bytes(fuse_mount: MountFactory) -> None:
+    """In 0.5 s at 8 MiB/s per handle, two handles get near 4 MiB each, never twice that."""
+    mount = fuse_mount(synthetic={"a": 64 * MIB, "b": 64 * MIB}, stream_rate=8 * MIB)
+    threads = [_read_in_thread(f"{mount.path}/{name}")[0] for name in "ab"]
+    time.sleep(0.5)
+    files = mount.counters()["files"]
+    mount.stop()
+    for thread in threads:
+        thread.join(5)
+    assert all(MIB < files[name]["served"] < 8 * MIB for name in "ab"), files
+
+
+def test_total_rate_is_shared(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"a": 64 * MIB, "b": 64 * MIB}, total_rate=8 * MIB)
+    threads = [_read_in_thread(f"{mount.path}/{name}")[0] for name in "ab"]
+    time.sleep(0.5)
+    served = mount.counters()["served"]
+    mount.stop()
+    for thread in threads:
+        thread.join(5)
+    assert MIB < served < 8 * MIB
+
+
+def test_latency_and_serial(fuse_mount: MountFactory) -> None:
+    """20 ms for each of 8 direct reads from 4 threads: at least 160 ms one after the other."""
+    mount = fuse_mount(synthetic={"w": 8 * MIB}, direct_io=True, serial=True, latency=20)
+    began = time.monotonic()
+    with open(mount.path + "/w", "rb", buffering=0) as file:
+        threads = [threading.Thread(target=lambda: os.pread(file.fileno(), MIB, 0)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert time.monotonic() - began >= 0.16
+    assert mount.counters()["max_reads_at_once"] > 1
+
+
+def test_requests_are_up_to_one_mib(fuse_mount: MountFactory) -> None:
+    """With a page-aligned buffer; one that straddles pages takes two requests per MiB."""
+    mount = fuse_mount(synthetic={"w": 8 * MIB}, direct_io=True)
+    with open(mount.path + "/w", "rb", buffering=0) as file, mmap.mmap(-1, MIB) as aligned:
+        for offset in range(0, 8 * MIB, MIB):
+            assert os.preadv(file.fileno(), [aligned], offset) == MIB
+    assert mount.counters()["reads"] == 8
+
+
+def test_ranges_of_one_file_amplify_what_the_pool_fetches(fuse_mount: MountFactory) -> None:
+    """One handle fetches a file once; four handles on quarters fetch 1 + 3/4 + 2/4 + 1/4 of it."""
+    size = 512 * MIB
+    mount = fuse_mount(synthetic={"one": size, "four": size}, pool=768)
+    warm(mount.path + "/one")
+    files = [open(mount.path + "/four", "rb", buffering=0) for _ in range(4)]
+    for offset in range(0, size // 4, MIB):
+        for index, file in enumerate(files):
+            os.pread(file.fileno(), MIB, index * size // 4 + offset)
+    for file in files:
+        file.close()
+    counts = mount.counters()
+    assert counts["max_handles"] >= 4
+    assert counts["files"]["one"]["fetched"] == size
+    assert 2.2 < counts["files"]["four"]["fetched"] / size < 2.6
+
+
+def test_handles_without_a_chunk_crawl(fuse_mount: MountFactory) -> None:
+    """A pool of 8 chunks that one handle may fill: the second handle gets the crawl rate until the first closes."""
+    mount = fuse_mount(
+        synthetic={"fast": 256 * MIB, "slow": 256 * MIB},
+        pool=8,
+        pool_crawl="4M",
+        stream_rate="400M",
+        attr_timeout=60,
+    )
+    with open(mount.path + "/fast", "rb", buffering=0) as fast:
+        while fast.tell() < 128 * MIB:
+            fast.read(MIB)
+        thread, outcome = _read_in_thread(mount.path + "/slow")
+        time.sleep(0.4)
+        served = mount.counters()["files"]["slow"]["served"]
+        assert served < 8 * MIB
+    thread.join(10)
+    assert outcome == [256 * MIB]
+    counts = mount.counters()
+    assert counts["max_chunks_used"] == 8
+    assert counts["crawled_reads"] > 0
