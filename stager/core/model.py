@@ -162,6 +162,7 @@ class LevelKind(StrEnum):
     V1 = "cgroup v1"
     V2 = "cgroup v2"
     GIVEN = "--limit"
+    BUDGET = "--budget"  # no memory level at all, but a bound that is named like one
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,9 @@ class Level:
 
     `source` is what a person can read to check it (a file, or ``--limit``). `used` counts everything charged;
     `reclaimable` the clean file pages among it (never shm, never what siblings protect). `limit` None means unlimited.
-    `own` is true for a container's own level, which the engine does not share.
+    `own` is true for a container's own level, which the engine does not share. `protected` is what
+    of its usage memory.min and memory.low keep. `blind` is true where the limit is known but the usage behind it cannot be
+    read: `used` and `reclaimable` are then what a visible level inside it shows, a lower bound.
     """
 
     kind: LevelKind
@@ -181,6 +184,7 @@ class Level:
     reclaimable: int
     own: bool = False
     protected: int = 0
+    blind: bool = False
 
     @property
     def free(self) -> int | None:
@@ -256,9 +260,11 @@ class ModelFormat:
     """What kind of checkpoint a folder holds: format names, the load order of its files, and its defects.
 
     `order` lists indexes into the files it was made from: tokenizer and config first, then weights as engines load
-    them, then the rest.
+    them, then the rest. `weights` are the indexes among them that an engine loads as weights, in that order; copies
+    that engines skip (a .bin beside .safetensors) are not among them.
     """
 
     names: tuple[str, ...]
     order: tuple[int, ...]
     defects: tuple[Defect, ...] = field(default=())
+    weights: tuple[int, ...] = field(default=())
