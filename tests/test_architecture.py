@@ -101,13 +101,14 @@ class Module:
         return [
             Import(module, name, node.lineno, id(node) not in inside)
             for node in ast.walk(self.tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
             for module, name in self._named(node)
         ]
 
-    def _named(self, node: ast.AST) -> Iterator[tuple[str, str | None]]:
+    def _named(self, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str | None]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level:
                 parts = self.name.split(".")
