@@ -14,8 +14,9 @@ import time
 
 from stager.core.units import parse_size
 from tests.fuselab import wire
+from tests.fuselab.habits import Habits
 from tests.fuselab.pacing import PoolShape
-from tests.fuselab.server import Habits, Server
+from tests.fuselab.server import Server
 from tests.fuselab.trees import SourceTree, SyntheticTree
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
@@ -69,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
     add("--meta-latency", type=float, default=0.0, metavar="MS", help="per lookup, stat, open, listing")
     add("--stream-rate", type=parse_size, metavar="BYTES/S", help="per open handle")
     add("--total-rate", type=parse_size, metavar="BYTES/S", help="whole daemon")
+    add(
+        "--crowd",
+        type=int,
+        metavar="N",
+        help="more open handles than this lower the total rate; default: as many"
+        " as the pool can hold full, never without a pool; 0: never",
+    )
     add("--serial", action="store_true", help="one read at a time; --latency is its service time")
     add(
         "--pool",
@@ -113,15 +121,29 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=4, help="to start with; more come when these wait")
     add("--count-file", metavar="PATH", help="JSON counters, written at SIGUSR1 and at the end")
     add("--lifetime", type=float, metavar="S", help="give up after this long, hung readers included")
-    add("--die-with-parent", action="store_true")
+    add(
+        "--lifeline",
+        action="store_true",
+        help="end when stdin ends, so that a killed test run leaves no mount",
+    )
     return p
 
 
 def _habits(o: argparse.Namespace) -> Habits:
     pool = None
     if o.pool is not None:
-        pool = PoolShape(o.pool, o.pool_chunk, *o.pool_window, o.pool_hold, o.pool_crawl,
-                         o.stream_rate or math.inf, o.total_rate or math.inf)  # fmt: skip
+        first, most = o.pool_window
+        pool = PoolShape(
+            chunks=o.pool,
+            chunk=o.pool_chunk,
+            window=first,
+            max_window=most,
+            hold=o.pool_hold,
+            crawl=o.pool_crawl,
+            stream_rate=o.stream_rate or math.inf,
+            total_rate=o.total_rate or math.inf,
+        )
+    crowd = o.crowd if o.crowd is not None else max(1, o.pool // o.pool_hold) if o.pool else 0
     errors: dict[bytes, list[tuple[int, int]]] = {}
     for name, offset, code in o.error_at:
         errors.setdefault(name, []).append((offset, code))
@@ -132,6 +154,7 @@ def _habits(o: argparse.Namespace) -> Habits:
         latency=o.latency / 1000,
         meta_latency=o.meta_latency / 1000,
         pool=pool,
+        crowd=crowd,
         hang_files=frozenset(os.fsencode(name) for name in o.hang_file),
         errors=errors,
         shrink={os.fsencode(name): size for name, size in o.shrink},
@@ -155,13 +178,21 @@ def main() -> None:
     if bool(o.source) == bool(o.synthetic):
         p.error("give either --source or --synthetic")
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # workers inherit this; the main thread waits for them
-    if o.die_with_parent:
-        wire.die_with_parent(signal.SIGTERM)
     mountpoint = os.path.realpath(o.mountpoint)
     tree = SourceTree(o.source) if o.source else SyntheticTree(dict(o.synthetic))
     main_thread = threading.get_ident()
+
+    def stop() -> None:
+        signal.pthread_kill(main_thread, signal.SIGTERM)
+
+    def watch() -> None:
+        os.read(0, 1)
+        stop()
+
+    if o.lifeline:
+        threading.Thread(target=watch, daemon=True).start()
     device = wire.mount(mountpoint, o.fsname, o.subtype)
-    server = Server(device, tree, _habits(o), lambda: signal.pthread_kill(main_thread, signal.SIGTERM))
+    server = Server(device, tree, _habits(o), stop)
     try:
         server.run(o.threads)
         minor = wire.mount_minor(mountpoint)

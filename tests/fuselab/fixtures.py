@@ -40,14 +40,21 @@ class FuseMount:
         self._arguments = _arguments({"lifetime": LIFETIME_S, **options})
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = self.minor = -1
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._counts)
         command = [sys.executable, "-m", "tests.fuselab", self.path, "--count-file", self._counts]
         process = subprocess.Popen(
-            [*command, "--die-with-parent", *self._arguments], cwd=_ROOT, stdout=subprocess.PIPE
+            [*command, "--lifeline", *self._arguments],
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self._process, self.pid = process, process.pid
         assert process.stdout is not None
@@ -59,7 +66,9 @@ class FuseMount:
         self.minor = json.loads(line)["minor"]
 
     def counters(self) -> dict[str, Any]:
-        """What the server counted so far; after `stop` or `remount`, the final count of that server is gone."""
+        """What the server counted so far, or in all when it was stopped; `remount` starts from zero."""
+        if self._process is None:
+            return self._read_counters()
         before = self._read_counters().get("dump", 0)
         os.kill(self.pid, signal.SIGUSR1)
         end = time.monotonic() + 10
@@ -104,8 +113,9 @@ class FuseMount:
             except subprocess.TimeoutExpired:
                 process.kill()  # its device descriptors close, which fails whatever still waits on the mount
                 process.wait(10)
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
         wire.umount_lazily(self.path)
 
     def remount(self) -> None:

@@ -10,40 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.fuselab import wire
-from tests.fuselab.pacing import Pool, PoolShape, Rate, Stream
+from tests.fuselab.habits import Habits
+from tests.fuselab.pacing import Pool, Rate, Stream, crowding
 from tests.fuselab.trees import MAX_READ, Attributes, Blob, Tree
 
 MAX_THREADS = 128
-
-
-@dataclass
-class Habits:
-    """How the server behaves. Times in seconds, rates in bytes per second, names relative to the mount."""
-
-    keep_cache: str = "never"  # never | always | auto
-    direct_io: bool = False
-    auto_inval: bool = False
-    attr_timeout: float = 1.0
-    entry_timeout: float = 1.0
-    latency: float = 0.0
-    meta_latency: float = 0.0
-    stream_rate: float | None = None
-    total_rate: float | None = None
-    serial: bool = False
-    pool: PoolShape | None = None
-    hang_after: int | None = None
-    hang_files: frozenset[bytes] = frozenset()
-    errors: dict[bytes, list[tuple[int, int]]] = field(default_factory=dict)  # name -> (offset, errno)
-    shrink: dict[bytes, int] = field(default_factory=dict)  # name -> where reads end
-    uid: int | None = None
-    gid: int | None = None
-    mode: int | None = None
-    max_pages: int = 256
-    max_readahead: int | None = None
-    max_background: int = 0  # 0: the kernel's default, 12
 
 
 @dataclass
@@ -347,16 +321,25 @@ class Server:
             number = self._next_handle
             self._handles[number] = Handle(path, blob, tally, rate, stream)
             self._max_handles = max(self._max_handles, len(self._handles))
+            self._crowd()
         flags = wire.FOPEN_KEEP_CACHE * keep | wire.FOPEN_DIRECT_IO * habits.direct_io
         return (wire.OPEN_OUT.pack(number, flags, 0),)
 
     def _release(self, node: int, body: memoryview) -> tuple[bytes, ...]:
         with self._lock:
             handle = self._handles.pop(wire.U64.unpack_from(body)[0])
+            self._crowd()
         if self._pool and handle.stream:
             self._pool.close(handle.stream)
         handle.blob.close()
         return ()
+
+    def _crowd(self) -> None:
+        slower = crowding(len(self._handles), self._habits.crowd)
+        if self._total:
+            self._total.slower = slower
+        if self._pool:
+            self._pool.slower = slower
 
     def _read(self, device: int, unique: int, body: memoryview, data: bytearray) -> None:
         number, offset, size = wire.READ_IN.unpack_from(body)

@@ -6,6 +6,10 @@ import ctypes
 import errno
 import mmap
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -292,3 +296,70 @@ def test_handles_without_a_chunk_crawl(fuse_mount: MountFactory) -> None:
     counts = mount.counters()
     assert counts["max_chunks_used"] == 8
     assert counts["crawled_reads"] > 0
+
+
+def _served_in(fuse_mount: MountFactory, readers: int, seconds: float, **options: object) -> int:
+    """Bytes that `readers` handles on as many files get in a time."""
+    mount = fuse_mount(synthetic={f"w{n}": 1 << 30 for n in range(readers)}, **options)
+    threads = [_read_in_thread(f"{mount.path}/w{n}")[0] for n in range(readers)]
+    time.sleep(seconds)
+    served = mount.counters()["served"]
+    mount.stop()
+    for thread in threads:
+        thread.join(5)
+    return int(served)
+
+
+def test_many_handles_are_slower_than_few(fuse_mount: MountFactory) -> None:
+    """16 chunks, 4 per handle: 4 handles get the whole 400 MB/s, 16 handles well below it, 1 its 150 MB/s."""
+    shape = {"pool": 16, "pool_chunk": "1M", "pool_window": "2M:4M", "pool_hold": 4, "pool_crawl": "4M"}
+    rates = {"stream_rate": "150MB", "total_rate": "400MB"}
+    one, few, many = (_served_in(fuse_mount, readers, 0.6, **shape, **rates) for readers in (1, 4, 16))
+    assert one < 0.7 * few
+    assert many < 0.7 * few
+
+
+_LEAKY = """
+import os, threading, pytest
+def test_bad(fuse_mount):
+    mount = fuse_mount(synthetic={"w": 1 << 20}, hang_file="w", lifetime=LIFE)
+    print("MOUNT", mount.path, mount.pid, flush=True)
+    if THREAD:
+        threading.Thread(target=lambda: open(mount.path + "/w", "rb").read(), daemon=True).start()
+        assert not "a failing test"
+    open(mount.path + "/w", "rb").read()
+"""
+
+
+@pytest.mark.parametrize("case", ["fails", "hangs", "is killed"])
+def test_nothing_is_left_behind(tmp_path: Path, case: str) -> None:
+    """A test that fails beside a hung reader, one that hangs itself, a test run that dies: mount and process go."""
+    text = _LEAKY.replace("LIFE", "2" if case == "hangs" else "60").replace("THREAD", str(case == "fails"))
+    (tmp_path / "test_leaky.py").write_text(text)
+    root = Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-s",
+        "-q",
+        "-p",
+        "tests.fuselab.fixtures",
+        "-p",
+        "no:cacheprovider",
+    ]
+    run = subprocess.Popen([*command, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    line = next(line for line in run.stdout if "MOUNT" in line)
+    path, pid = line.split()[-2:]
+    if case == "is killed":
+        run.kill()
+    run.communicate(timeout=20)
+    assert run.returncode == (-signal.SIGKILL if case == "is killed" else 1)
+    end = time.monotonic() + 5
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not os.path.exists(f"/proc/{pid}")
+    assert path not in Path("/proc/self/mountinfo").read_text()
+    if case == "is killed":
+        shutil.rmtree(os.path.dirname(path))  # the empty folder is all that is left

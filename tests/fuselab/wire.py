@@ -42,7 +42,6 @@ FORGET_ONE = struct.Struct("<QQ")
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_FORCE, MNT_DETACH = 1, 2
-_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -84,11 +83,6 @@ def umount_lazily(mountpoint: str) -> None:
             umount(mountpoint, MNT_DETACH)
         except OSError:
             return
-
-
-def die_with_parent(signum: int) -> None:
-    """Ask for `signum` when the parent process goes, so that a killed test run leaves no mount behind."""
-    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signum), 0, 0, 0)
 
 
 def mount_minor(mountpoint: str) -> int:
