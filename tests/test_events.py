@@ -1,0 +1,159 @@
+"""Both faces of every event, held by golden files; names that are not UTF-8 or hold newlines stay on one line.
+
+After a wanted change: ``UPDATE_GOLDEN=1 pytest tests/test_events.py``, then read the difference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stager.core
+from stager.core import errors
+from stager.core.events import Event, Failure, FileProblem, FileResidency, Note, Progress, Stall, jsonable
+from stager.core.model import Known, Residency
+from stager.core.units import GIB, MIB
+
+GOLDEN = Path(__file__).parent / "golden" / "report"
+
+AWKWARD = os.fsdecode(b"/m/two\nlines-\xff.bin")
+
+SAMPLES: dict[str, Event] = {
+    "note-info": Note("info", "second_run", "everything is resident already"),
+    "note-warning": Note("warning", "marker", "/run/stager: read-only", hint="name one with `--marker`"),
+    "progress": Progress("warm", int(26.4 * GIB), 64 * GIB, 2.1 * GIB, 18.0, 7, 17, 4, 0.61, 13.2),
+    "progress-start": Progress("warm", 0, 64 * GIB, 0.0, None, 0, 17, 4),
+    "progress-almost": Progress("warm", 64 * GIB - 1, 64 * GIB, 2.1 * GIB, 0.0, 16, 17, 1, 0.615, 40.0),
+    "progress-done": Progress("warm", 64 * GIB, 64 * GIB, 2.1 * GIB, None, 17, 17, 0, 0.9, 40.0),
+    "progress-units": Progress("warm", 700 * MIB, 64 * GIB, 900.5 * MIB, 72.0, 0, 17, 4),
+    "progress-empty": Progress("warm", 0, 0, 0.0, None, 0, 0, 0),
+    "problem-read": FileProblem("/m/a.safetensors", 4096, "EIO", "input/output error"),
+    "problem-open": FileProblem(AWKWARD, None, "EACCES", "permission denied"),
+    "stall": Stall(61.0, ("/m/a", AWKWARD)),
+    "stall-many": Stall(600.0, tuple(f"/m/{i}" for i in range(7))),
+    "residency": FileResidency("/m/a.safetensors", Residency(4 * GIB, 4 * GIB, Known.CACHESTAT, 0)),
+    "residency-part": FileResidency(AWKWARD, Residency(4 * GIB - 1, 4 * GIB, Known.MINCORE)),
+    "residency-estimate": FileResidency(
+        "/m/b", Residency(3 * GIB, 4 * GIB, Known.SAMPLED, None, "not owner")
+    ),
+    "residency-unknown": FileResidency("/m/c", Residency.unknown(4 * GIB, "overlayfs")),
+    "residency-zero": FileResidency("/m/empty", Residency(0, 0, Known.CACHESTAT, 0)),
+    "error": Failure.of(
+        errors.MountDropsPages("/mnt/oss drops pages at open", hint="mount with `-o kernel_cache`")
+    ),
+    "error-bare": Failure.of(errors.Stopped(15)),
+}
+
+
+def event_types(base: type[Event] = Event) -> set[type[Event]]:
+    """Every event that core defines, in whichever module."""
+    for module in pkgutil.iter_modules(stager.core.__path__, "stager.core."):
+        importlib.import_module(module.name)
+    direct = {c for c in base.__subclasses__() if c.__module__.startswith("stager.")}
+    return direct.union(*(event_types(c) for c in direct))
+
+
+def json_line(event: Event) -> str:
+    return json.dumps(event.as_json(), separators=(",", ":"))
+
+
+def test_every_event_has_a_sample() -> None:
+    assert {type(event) for event in SAMPLES.values()} == event_types()
+
+
+def text_lines(event: Event) -> str:
+    """The text face; blanks at the end of a line do not count, because editors strip them from golden files."""
+    return "\n".join(line.rstrip() for line in event.text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("face", "render"), [("events-text.txt", text_lines), ("events-json.txt", json_line)]
+)
+def test_golden(face: str, render: Callable[[Event], str]) -> None:
+    found = "".join(f"# {name}\n{render(event)}\n" for name, event in SAMPLES.items())
+    golden = GOLDEN / face
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(found, "utf-8")
+    assert found == golden.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_json_is_typed_and_complete(name: str) -> None:
+    event = SAMPLES[name]
+    line = json_line(event)
+    assert line.isascii()
+    assert "\n" not in line
+    body = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert list(body)[:2] == ["v", "type"]
+    assert (body["v"], body["type"]) == (1, event.type)
+    assert list(body)[2:] == [f.name for f in fields(event)]
+
+
+def test_every_type_word_is_used_once() -> None:
+    words = [t.type for t in event_types()]
+    assert len(set(words)) == len(words)
+    assert "event" not in words
+
+
+@given(st.binary(min_size=1, max_size=30))
+def test_any_file_name_survives_json_and_stays_on_one_line(raw: bytes) -> None:
+    name = raw.decode("utf-8", "surrogateescape")
+    exact = Residency(1, 2, Known.MINCORE)
+    for event in (FileProblem(name, 1, "EIO", "m"), Stall(1.0, (name,)), FileResidency(name, exact)):
+        assert len(event.text().splitlines()) == 1
+        assert event.text().isprintable()
+        body = json.loads(json_line(event))
+        back = body["files"][0] if "files" in body else body["path"]
+        assert back.encode("utf-8", "surrogateescape") == raw
+
+
+@given(st.integers(0, 1 << 50), st.integers(0, 1 << 50))
+def test_progress_says_100_only_at_the_end(done: int, total: int) -> None:
+    text = Progress("warm", done, total, 0.0, None, 0, 1, 1).text()
+    assert (" 100% " in text) == (done >= total)
+
+
+def test_jsonable_leaves_only_what_json_knows() -> None:
+    odd = {
+        "rate": float("inf"),
+        "eta": float("nan"),
+        "set": {"b", "a"},
+        "enum": Known.MINCORE,
+        "pair": (1, None),
+    }
+    assert jsonable(odd) == {
+        "rate": None,
+        "eta": None,
+        "set": ["a", "b"],
+        "enum": "mincore",
+        "pair": [1, None],
+    }
+
+
+def test_progress_without_a_finite_end_can_be_told() -> None:
+    event = Progress("warm", 1, 2, 0.0, float("inf"), 0, 1, 1)
+    assert " eta ? " in event.text()
+    assert event.as_json()["eta"] is None
+
+
+def test_a_failure_takes_everything_from_its_error() -> None:
+    error = errors.DeadlineExceeded("no bytes for 60s", hint="look at the daemon")
+    event = Failure.of(error)
+    assert event.as_json() == {
+        "v": 1,
+        "type": "error",
+        "slug": "deadline",
+        "message": "no bytes for 60s",
+        "hint": "look at the daemon",
+        "exit_code": 10,
+        "retryable": True,
+    }
