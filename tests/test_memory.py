@@ -136,10 +136,15 @@ def test_v2_what_siblings_protect_is_not_reclaimable(tmp_path: Path) -> None:
 
 def test_v2_levels_that_cannot_be_read(tmp_path: Path) -> None:
     snap = look("v2-unreadable", tmp_path)
-    # `c` has no readable limit and is left out; `b` has a limit without a usage; `a` has nothing reclaimable.
-    assert brief(snap) == [("/a/b", 10240, 0, 0, False), ("/a", 30720, 9216, 0, False)]
-    assert [level.blind for level in snap.levels] == [True, False, False]
-    assert snap.levels[0].source == "/sys/fs/cgroup/a/b/memory.high"
+    # `c` has no readable limit and is left out; `b` has a limit without a usage; `a` has nothing reclaimable;
+    # `o` holds at least what `a` does.
+    assert brief(snap) == [
+        ("/o/a/b", 10240, 0, 0, False),
+        ("/o/a", 30720, 9216, 0, False),
+        ("/o", 40960, 9216, 0, False),
+    ]
+    assert [level.blind for level in snap.levels] == [True, False, True, False]
+    assert snap.levels[0].source == "/sys/fs/cgroup/o/a/b/memory.high"
 
 
 def test_v1(tmp_path: Path) -> None:
