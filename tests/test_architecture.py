@@ -57,7 +57,10 @@ WORLD = {  # what would let core touch the world; a decision takes snapshots and
     ),
     *("fcntl", "resource", "logging", "sys", "platform", "getpass", "pwd", "uuid", "secrets"),
 }
-WORLD_IN = {"stager.core.errors": {"os", "signal"}}  # strerror and the names of signals
+WORLD_IN = {
+    "stager.core.errors": {"os", "signal"},  # strerror and the names of signals
+    "stager.core.plan": {"sys"},  # maxsize
+}
 PURE_PATHS = {"PurePosixPath", "PurePath"}
 WORLD_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
 MAX_LINES = 400

@@ -124,7 +124,8 @@ class _Base(ABC):
     def _show_event(self, event: Event) -> None: ...
 
     @abstractmethod
-    def _show_progress(self, event: Progress) -> None: ...
+    def _show_progress(self, event: Progress, *, last: bool) -> None:
+        """Show `event`; unless it is the `last` of its kind, a newer one may take its place."""
 
     @property
     def stdout_failed(self) -> bool:
@@ -150,7 +151,7 @@ class _Base(ABC):
             self._latest = event
             # A job with nothing to read has no progress worth a line; its summary says so.
             if self._cadence is not None and event.total > 0 and self._cadence.due(event):
-                self._show(event)
+                self._show(event, last=event.done >= event.total)
 
     def print_now(self) -> None:
         with self._lock:
@@ -174,11 +175,11 @@ class _Base(ABC):
             return
         shown = self._shown
         if shown is None or (event.verb, event.done, event.total) != (shown.verb, shown.done, shown.total):
-            self._show(event)
+            self._show(event, last=True)
 
-    def _show(self, event: Progress) -> None:
+    def _show(self, event: Progress, *, last: bool) -> None:
         self._shown = event
-        self._show_progress(event)
+        self._show_progress(event, last=last)
         if self._cadence is not None:
             self._cadence.shown()
 
@@ -189,8 +190,8 @@ class _JsonReporter(_Base):
     def _show_event(self, event: Event) -> None:
         self._out.put(_json_line(event))
 
-    def _show_progress(self, event: Progress) -> None:
-        self._out.put(_json_line(event), droppable=event.done < event.total)
+    def _show_progress(self, event: Progress, *, last: bool) -> None:
+        self._out.put(_json_line(event), droppable=not last)
 
 
 class _TextReporter(_Base):
@@ -201,8 +202,8 @@ class _TextReporter(_Base):
         if text:
             (self._out if event.result else self._err).put(f"{_plain(text)}\n")
 
-    def _show_progress(self, event: Progress) -> None:
-        self._err.put(f"{_plain(event.text())}\n", droppable=event.done < event.total)
+    def _show_progress(self, event: Progress, *, last: bool) -> None:
+        self._err.put(f"{_plain(event.text())}\n", droppable=not last)
 
 
 class _BarReporter(_TextReporter):
@@ -220,11 +221,11 @@ class _BarReporter(_TextReporter):
         elif text := event.text():
             outlet.put(f"{_ERASE}{_plain(text)}\n{self._bar}")
 
-    def _show_progress(self, event: Progress) -> None:
+    def _show_progress(self, event: Progress, *, last: bool) -> None:
         bar = _render_bar(event, self._err.columns, ascii_only=not self._err.is_unicode)
         if event.done < event.total:
             self._bar = bar
-            self._err.put(f"\r{bar}\x1b[K", droppable=True)
+            self._err.put(f"\r{bar}\x1b[K", droppable=not last)
         else:
             self._bar = ""
             self._err.put(f"\r{bar}\x1b[K\n")
