@@ -196,6 +196,16 @@ def test_a_dead_server_is_enotconn(fuse_mount: MountFactory) -> None:
     assert warm(mount.path + "/w") == MIB
 
 
+def test_sigterm_unmounts_even_while_a_file_is_open(fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"w": MIB})
+    with open(mount.path + "/w", "rb"):
+        os.kill(mount.pid, signal.SIGTERM)
+        end = time.monotonic() + 5
+        while mount.path in (table := Path("/proc/self/mountinfo").read_text()) and time.monotonic() < end:
+            time.sleep(0.01)
+    assert mount.path not in table
+
+
 def test_an_error_at_an_offset(fuse_mount: MountFactory) -> None:
     mount = fuse_mount(synthetic={"w": 4 * MIB}, error_at=f"w:{2 * MIB + 5}:EIO")
     with open(mount.path + "/w", "rb", buffering=0) as file:
