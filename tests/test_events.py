@@ -10,7 +10,7 @@ import json
 import os
 import pkgutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,38 @@ import stager.core
 from stager.core import errors
 from stager.core.events import Event, Failure, FileProblem, FileResidency, Note, Progress, Stall, jsonable
 from stager.core.model import Known, Residency
+from stager.core.reports import EvictSummary, Forecast, HoldSummary, Readiness, StatusTotal, WarmSummary
 from stager.core.units import GIB, MIB
 
 GOLDEN = Path(__file__).parent / "golden" / "report"
 
 AWKWARD = os.fsdecode(b"/m/two\nlines-\xff.bin")
+
+WARMED = WarmSummary(
+    outcome="resident",
+    state="ready",
+    exit_code=0,
+    reason="",
+    paths=("/m",),
+    files=17,
+    files_resident=17,
+    residency=Residency(64 * GIB, 64 * GIB, Known.CACHESTAT, 0),
+    read=64 * GIB,
+    already=0,
+    brought_back=0,
+    seconds=30.5,
+    rate=2.1 * GIB,
+    lanes=4,
+    peak=6,
+    split=True,
+    touch="populate",
+    skipped=0,
+    missing=(),
+    replaced=0,
+    unknown_origin=0,
+    binding="",
+    marker="/run/stager/ready.json",
+)
 
 SAMPLES: dict[str, Event] = {
     "note-info": Note("info", "second_run", "everything is resident already"),
@@ -47,6 +74,44 @@ SAMPLES: dict[str, Event] = {
     ),
     "residency-unknown": FileResidency("/m/c", Residency.unknown(4 * GIB, "overlayfs")),
     "residency-zero": FileResidency("/m/empty", Residency(0, 0, Known.CACHESTAT, 0)),
+    "warm": WARMED,
+    "warm-again": replace(WARMED, read=0, already=64 * GIB, seconds=0.2, rate=0.0, lanes=0, peak=0),
+    "warm-partial": replace(
+        WARMED,
+        outcome="partial",
+        state="partial",
+        reason="does not fit below memory.max of /kubepods/pod1 (40.0 GiB)",
+        files_resident=9,
+        residency=Residency(40 * GIB, 64 * GIB, Known.MINCORE),
+        missing=((AWKWARD, 8 * GIB), *((f"/m/{i}", 2 * GIB) for i in range(12))),
+        lanes=1,
+    ),
+    "warm-unverified": replace(
+        WARMED, state="unverified", residency=Residency.unknown(64 * GIB, "overlayfs")
+    ),
+    "warm-estimated": replace(
+        WARMED, residency=Residency(63 * GIB, 64 * GIB, Known.SAMPLED, None, "not owner")
+    ),
+    "forecast": Forecast(
+        outcome="resident",
+        state="ready",
+        exit_code=0,
+        formats=("safetensors",),
+        files=17,
+        total=64 * GIB,
+        to_read=64 * GIB,
+        residency=Residency(0, 64 * GIB, Known.CACHESTAT, 0),
+        defects=(),
+        sections=(("files", ("17 files, 64.0 GiB", "safetensors, complete")), ("memory", ("fits",))),
+    ),
+    "status-total": StatusTotal(17, Residency(4 * GIB, 64 * GIB, Known.MINCORE), 4 * GIB),
+    "status-total-unknown": StatusTotal(2, Residency.unknown(64 * GIB, "overlayfs"), 4 * GIB),
+    "evict": EvictSummary(17, 64 * GIB, 0, ()),
+    "evict-stayed": EvictSummary(1, 4 * GIB, GIB, ((AWKWARD, GIB, "mapped by pid 7"),)),
+    "evict-unknown": EvictSummary(2, None, None, ()),
+    "hold": HoldSummary(600.0, 64 * GIB, 3 * GIB, "the time is over"),
+    "readiness": Readiness(ready=True, state="ready", why=""),
+    "readiness-not": Readiness(ready=False, state="partial", why="40.0 of 64.0 GiB resident"),
     "error": Failure.of(
         errors.MountDropsPages("/mnt/oss drops pages at open", hint="mount with `-o kernel_cache`")
     ),
