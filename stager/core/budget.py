@@ -186,6 +186,14 @@ def describe(admission: Admission) -> list[str]:
     return lines
 
 
+def binding_text(binding: LevelRoom) -> str:
+    """The limit by file and number: ``/sys/fs/cgroup/memory.max = 17179869184 (16.0 GiB)``."""
+    level = binding.level
+    if level.kind is LevelKind.SYSTEM:
+        return f"the memory of this node (/proc/meminfo: MemTotal {_size(level.limit)})"
+    return f"{shown(level.source)} = {level.limit} ({_size(level.limit)})"
+
+
 def _rooms(snapshot: MemorySnapshot, policy: Policy, resident: int) -> list[LevelRoom]:
     """The signed rooms of all levels with a limit, the budget last."""
     found = [
@@ -225,9 +233,7 @@ def _level_name(level: Level) -> str:
 
 
 def _binding_line(admission: Admission, binding: LevelRoom) -> str:
-    what = f"{shown(binding.level.source)} = {binding.level.limit} ({_size(binding.level.limit)})"
-    if binding.level.kind is LevelKind.SYSTEM:
-        what = f"the memory of this node (/proc/meminfo: MemTotal {_size(binding.level.limit)})"
+    what = binding_text(binding)
     if admission.fits:
         return f"all {format_size(admission.need)} fit; the tightest limit is {what}, room {format_size(binding.room)}"
     return (

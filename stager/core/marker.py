@@ -30,7 +30,10 @@ class WarmedPath:
 
 @dataclass(frozen=True, slots=True)
 class WarmedFile:
-    """One file whose pages were brought in, and the identity it had. `path` is absolute, symlinks resolved."""
+    """One file of the run, and the identity to which its cached pages belong. `path` is absolute, symlinks resolved.
+
+    `vouched` is false when pages were found resident on a mount that never checks them, so nobody knows whose they are.
+    """
 
     path: str
     inode: int
@@ -38,6 +41,7 @@ class WarmedFile:
     mtime_ns: int
     ctime_ns: int
     etag: str | None = None
+    vouched: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,9 @@ class ReadyMarker:
         ):
             body[name] = getattr(self, name)
         body["paths"] = [asdict(path) for path in self.paths]
-        body["files"] = [[f.path, f.inode, f.size, f.mtime_ns, f.ctime_ns, f.etag] for f in self.files]
+        body["files"] = [
+            [f.path, f.inode, f.size, f.mtime_ns, f.ctime_ns, f.etag, f.vouched] for f in self.files
+        ]
         return json.dumps(body, separators=(",", ":"))
 
     @staticmethod

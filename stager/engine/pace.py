@@ -1,8 +1,41 @@
-"""How many lanes at once: found while running, from total throughput alone."""
+"""How many lanes at once: found while running, from total throughput alone.
+
+The controller is pure: no clock, no threads; it is told what happened and says how many lanes may be busy. It climbs:
+measure the setting in force (the base), try another for a moment, keep it if total throughput clearly grew, else go
+back. While lanes keep paying it doubles them; when a doubling does not pay it tries the middle and fewer lanes, and
+settles. Later it looks again now and then, and at once when the rate falls or rises for good.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+# After a change the first moments belong to nobody: lanes start, files open, daemons widen their prefetch.
+_SETTLE_S = 0.2
+# An epoch is long enough when every lane passed a few blocks; a lane counts in blocks of 1 to 4 MiB.
+_BYTES_PER_LANE = 8 << 20
+_SHORTEST_S = 0.3
+_LONGEST_S = 2.0
+_LONGEST_BURSTY_S = 5.0
+_STEEP = 0.85
+_BASE_S = 0.5
+_SHARP = 0.08
+# What counts as clear growth. In simulations with 10 to 20 % of noise, asking for more left a tenth of the throughput
+# on storages that grow slowly, asking for less added lanes on those that do not grow.
+_GROWTH = 1.05
+_SURE = 2.0  # standard errors
+# No measured epoch is believed to be better than if single ticks scattered by this much.
+_TICK_SCATTER = 0.12
+# While settled, rates are compared in blocks of this length; two in a row outside these bounds are a change.
+_BLOCK_S = 1.5
+_FALL = 0.75
+_RISE = 1.3
+# Looking again costs a second of a worse setting: first after this long, then ever more rarely.
+_FIRST_LOOK_S = 6.0
+_LAST_LOOK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +58,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class PaceReport:
-    """What the controller found: settled lanes, the most it ever allowed, whether splitting was kept."""
+    """What the controller found: lanes in force, the most it ever allowed, whether splitting was kept."""
 
     lanes: int
     peak: int
@@ -33,20 +66,308 @@ class PaceReport:
     epochs: tuple[Epoch, ...]
 
 
+class _Meter:
+    """The rate since the last restart, and how far off it may be."""
+
+    def __init__(self) -> None:
+        self.restart(0.0, 0, 0.0)
+
+    def restart(self, now: float, done: int, settle: float) -> None:
+        self._ready_at = now + settle
+        self._from = self._last = (now, done)
+        self._rates: list[float] = []
+
+    def add(self, now: float, done: int) -> None:
+        then, before = self._last
+        if now <= then:
+            return
+        self._last = (now, done)
+        if now <= self._ready_at + 1e-6:
+            self._from = self._last
+        else:
+            self._rates.append((done - before) / (now - then))
+
+    @property
+    def seconds(self) -> float:
+        return self._last[0] - self._from[0]
+
+    @property
+    def moved(self) -> int:
+        return self._last[1] - self._from[1]
+
+    @property
+    def rate(self) -> float:
+        return self.moved / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def error(self) -> float:
+        """The standard error of `rate`, in bytes per second; wider when ticks in a row resemble each other."""
+        count = len(self._rates)
+        if count < 3 or not self.rate:
+            return math.inf
+        mean = sum(self._rates) / count
+        off = [rate - mean for rate in self._rates]
+        variance = sum(x * x for x in off) / (count - 1)
+        follows = sum(a * b for a, b in itertools.pairwise(off)) / (sum(x * x for x in off) or 1.0)
+        follows = min(0.8, max(0.0, follows))
+        spread = math.sqrt(variance * (1 + follows) / (1 - follows))
+        return max(spread, _TICK_SCATTER * self.rate) / math.sqrt(count)
+
+    @property
+    def sharp(self) -> bool:
+        """Measured well enough to compare others with."""
+        return self.error <= _SHARP * self.rate
+
+    @property
+    def exhausted(self) -> bool:
+        """Measured for so long that more would not help; bursts are given more time."""
+        longest = _LONGEST_S if self.error <= 2 * _SHARP * self.rate else _LONGEST_BURSTY_S
+        return self.seconds >= longest
+
+
+@dataclass(slots=True)
+class _Base:
+    """The setting in force and what it gave."""
+
+    setting: Decision
+    width: int = 0
+    rate: float = 0.0
+    error: float = math.inf
+
+
 class Controller:
-    """Pure: no clock, no threads; fed by ticks."""
+    """Says how many lanes may be busy, told by ticks what they moved.
+
+    `ceiling` is the most it ever says (``-P``), `start` where it begins. With `may_split` it may find that idle lanes
+    should take over tails. Without `adapt` the answer is always ``(ceiling, may_split)``.
+    """
 
     def __init__(self, ceiling: int, start: int, *, adapt: bool = True, may_split: bool = False) -> None:
-        """`ceiling` is ``-P``; `start` is where to begin; without `adapt` the answer is always (ceiling, may_split)."""
+        """Raises ValueError when `ceiling` or `start` is below 1."""
         if ceiling < 1 or start < 1:
             raise ValueError(f"ceiling {ceiling} and start {start} must be at least 1")
         self.ceiling = ceiling
-        self._decision = Decision(ceiling, may_split) if not adapt else Decision(min(start, ceiling), False)
+        self._adapt = adapt
+        self._may_split = may_split
+        first = Decision(min(start, ceiling), split=False) if adapt else Decision(ceiling, may_split)
+        self._decision = first
+        self._base = _Base(first)
+        self._trial: Decision | None = None
+        self._settled = False
+        self._tried: dict[Decision, float] = {}
+        self._refused = False
+        self._steep = False
+        self._downward = False
+        self._meter = _Meter()
+        self._width = 0
+        self._began: float | None = None
+        self._backlog = 0
+        self._level: float | None = None
+        self._strange = 0
+        self._look_at = math.inf
+        self._look_every = _FIRST_LOOK_S
+        self._look: Decision | None = None
+        self._looks = 0
+        self._split_again = 0.0
+        self._peak = first.lanes
+        self._epochs: list[Epoch] = []
 
     def observe(self, now: float, done: int, *, busy: int, backlog: int) -> Decision:
-        """The setting to run at from now on, given total bytes moved, lanes reading, and whole spans waiting."""
+        """The setting to run at from now on.
+
+        `now` in seconds on any steady clock, `done` the bytes moved so far by all lanes, `busy` the lanes reading
+        at this moment, `backlog` the whole spans nobody has taken.
+        """
+        if self._began is None:
+            self._began = now
+        if not self._adapt or not busy:
+            return self._decision
+        self._backlog = backlog
+        # Fewer lanes than allowed, and nothing for more of them to take: what is measured is that smaller number.
+        width = self._decision.lanes if backlog else min(busy, self._decision.lanes)
+        if width != self._width or busy > self._decision.lanes:
+            if width != self._width:
+                self._supply_changed(width)
+            self._meter.restart(now, done, _SETTLE_S)
+        else:
+            self._meter.add(now, done)
+            self._judge(now, done)
         return self._decision
 
     def report(self) -> PaceReport:
         """What was found so far."""
-        return PaceReport(self._decision.lanes, self._decision.lanes, self._decision.split, ())
+        setting = self._base.setting
+        return PaceReport(setting.lanes, self._peak, setting.split, tuple(self._epochs))
+
+    # What the meter says
+
+    def _supply_changed(self, width: int) -> None:
+        """The number of busy lanes moved by itself: epochs of before say nothing about what comes."""
+        self._width = width
+        self._level = None
+        self._strange = 0
+        self._base.error = math.inf
+
+    def _judge(self, now: float, done: int) -> None:
+        enough = self._meter.moved >= _BYTES_PER_LANE * self._width
+        if self._trial is not None:
+            self._judge_trial(now, done, enough=enough)
+        elif not self._settled or self._look is not None:
+            if (
+                self._meter.seconds >= _BASE_S
+                and enough
+                and (self._climbing or self._meter.sharp or self._meter.exhausted)
+            ):
+                self._note(now)
+                self._base = _Base(self._base.setting, self._width, self._meter.rate, self._meter.error)
+                self._tried[self._as_wide(self._base.setting)] = self._meter.rate
+                self._next(now, done)
+        elif self._meter.seconds >= _BLOCK_S and enough:
+            self._note(now)
+            self._judge_block(now, done)
+
+    @property
+    def _climbing(self) -> bool:
+        """Nothing was refused yet. The next setting is likely the better one, so do not dwell on this one."""
+        return not self._refused and not self._settled
+
+    def _as_wide(self, setting: Decision) -> Decision:
+        return Decision(self._width, setting.split)
+
+    def _judge_trial(self, now: float, done: int, *, enough: bool) -> None:
+        meter, base = self._meter, self._base
+        if (meter.seconds < _SHORTEST_S or not enough) and meter.seconds < 3 * _LONGEST_S:
+            return
+        margin = meter.rate - _GROWTH * base.rate
+        if abs(margin) < _SURE * math.hypot(meter.error, base.error) and not meter.exhausted:
+            return
+        assert self._trial is not None
+        self._note(now)
+        trial, self._trial, self._look = self._trial, None, None
+        self._tried[trial] = self._tried[self._as_wide(trial)] = meter.rate
+        if margin > 0:
+            self._downward = trial.lanes < base.setting.lanes
+            self._steep = meter.rate > _STEEP * base.rate * trial.lanes / max(1, base.width)
+            self._base = _Base(trial, self._width, meter.rate, meter.error)
+            self._settled = False
+            self._look_every = _FIRST_LOOK_S
+            self._next(now, done)
+        else:
+            self._refused = True
+            self._steep = False
+            if trial.split and not base.setting.split:
+                self._split_again = now + 2 * _FIRST_LOOK_S
+            self._set(base.setting, now, done)
+
+    def _judge_block(self, now: float, done: int) -> None:
+        rate = self._meter.rate
+        level = self._level = rate if self._level is None else self._level
+        self._meter.restart(now, done, 0.0)
+        self._strange = self._strange + 1 if not _FALL * level < rate < _RISE * level else 0
+        if self._strange >= 2:
+            self._explore(downward=rate < level)
+        elif not self._strange:
+            self._level = level + 0.3 * (rate - level)
+            if now >= self._look_at:
+                self._look = self._look_candidate()
+                self._look_at = now + self._look_every
+                self._look_every = min(_LAST_LOOK_S, 2 * self._look_every)
+            elif self._split_candidate(now):
+                self._settled = False
+
+    # What to try
+
+    def _explore(self, *, downward: bool) -> None:
+        """The storage is not what it was: begin again from here."""
+        self._tried.clear()
+        self._refused = self._steep = False
+        self._downward = downward
+        self._settled = False
+        self._split_again = 0.0
+        self._look_every = _FIRST_LOOK_S
+
+    def _next(self, now: float, done: int) -> None:
+        """Tries the next setting, or settles at the base."""
+        if self._look is not None:
+            candidate: Decision | None = self._look
+        else:
+            candidate = next((c for c in self._candidates(now) if c not in self._tried), None)
+        if candidate is None:
+            self._settled = True
+            self._level = None
+            self._strange = 0
+            self._look_at = now + self._look_every
+            self._set(self._base.setting, now, done)
+        else:
+            self._trial = candidate
+            self._set(candidate, now, done)
+
+    def _candidates(self, now: float) -> Iterator[Decision]:
+        if self._downward:
+            yield from self._fewer()
+        yield from self._more()
+        if split := self._split_candidate(now):
+            yield split
+        if not self._downward:
+            yield from self._fewer()
+
+    def _more(self) -> Iterator[Decision]:
+        width, split = self._width, self._base.setting.split
+        most = self.ceiling if split else min(self.ceiling, width + self._backlog)
+        double = Decision(min(2 * width, most), split)
+        if double.lanes > width:
+            if self._steep:
+                yield Decision(min(4 * width, most), split)
+            yield double
+            middle = Decision((width + double.lanes) // 2, split)
+            if middle.lanes > width and double in self._tried:
+                yield middle
+
+    def _fewer(self) -> Iterator[Decision]:
+        width, split = self._width, self._base.setting.split
+        half = Decision(width // 2, split)
+        middle = Decision((width + half.lanes) // 2, split)
+        if half.lanes >= 1 and self._hopeful(half):
+            yield half
+        if half.lanes < middle.lanes < width and self._hopeful(middle):
+            yield middle
+
+    def _hopeful(self, fewer: Decision) -> bool:
+        """Lanes at best add up: whether `fewer` lanes could beat the base, judged by even fewer of them."""
+        known = [(t.lanes, rate) for t, rate in self._tried.items() if t.lanes < fewer.lanes]
+        return all(rate * fewer.lanes / lanes > _GROWTH * self._base.rate for lanes, rate in known)
+
+    def _split_candidate(self, now: float) -> Decision | None:
+        """Splitting, when lanes idle for want of spans although more of them were not found to be useless."""
+        setting, width = self._base.setting, self._width
+        if not self._may_split or setting.split or self._backlog or width >= self.ceiling:
+            return None
+        wider = Decision(min(2 * width, self.ceiling), split=True)
+        if now < self._split_again or wider in self._tried:
+            return None
+        refused = any(t.lanes > width and rate < _GROWTH * self._base.rate for t, rate in self._tried.items())
+        return None if refused and width >= setting.lanes else wider
+
+    def _look_candidate(self) -> Decision | None:
+        """A neighbour, a few lanes more or fewer in turn; not fewer when that was found to be far worse."""
+        self._looks += 1
+        width, split = self._width, self._base.setting.split
+        step = max(1, width // 2)
+        most = self.ceiling if split else min(self.ceiling, width + self._backlog)
+        more, fewer = Decision(min(width + step, most), split), Decision(max(1, width - step), split)
+        choice = [more, fewer] if self._looks % 2 else [fewer, more]
+        far_worse = [t.lanes for t, rate in self._tried.items() if rate < _FALL * self._base.rate]
+        hopeless = max((lanes for lanes in far_worse if lanes < width), default=0)
+        return next((c for c in choice if c.lanes != width and c.lanes > hopeless), None)
+
+    def _set(self, setting: Decision, now: float, done: int) -> None:
+        if setting != self._decision:
+            self._decision = setting
+            self._width = setting.lanes
+            self._peak = max(self._peak, setting.lanes)
+            self._meter.restart(now, done, _SETTLE_S)
+
+    def _note(self, now: float) -> None:
+        assert self._began is not None
+        epoch = Epoch(now - self._began, self._width, self._decision.split, self._meter.rate)
+        self._epochs.append(epoch)

@@ -1,0 +1,128 @@
+"""Which files are warmed, in which order, cut into which spans. Pure: takes what was found, does no I/O."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from stager.core.model import Skipped, Span
+from stager.core.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Pieces of big files on filesystems that like many readers: large enough for full readahead, small enough that the last
+# ones to finish leave no lane idle for long.
+PIECE = 128 * MIB
+_SMALL = 64 * MIB  # tokenizers and configs: read first, whatever the order of the weights
+
+
+class Order(StrEnum):
+    """The order of files: `AUTO` is largest first when everything fits and load order when not."""
+
+    AUTO = "auto"
+    LARGEST = "largest"
+    LOAD = "load"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One file that could be warmed. `holes` are the (offset, length) stretches to read, ascending, disjoint.
+
+    `load` is the file's position in the engine's load order. `weight` is false for tokenizers and configs. `whole` files are
+    read through one handle and never cut.
+    """
+
+    index: int
+    path: str
+    size: int
+    holes: tuple[tuple[int, int], ...]
+    load: int
+    weight: bool = True
+    whole: bool = False
+
+    @property
+    def need(self) -> int:
+        """Bytes that must be read."""
+        return sum(length for _, length in self.holes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Spans in reading order, the bytes in them that must be read, and the files left out for want of room."""
+
+    spans: tuple[Span, ...]
+    chosen: tuple[int, ...]  # indexes of the files that will be resident afterwards, in reading order
+    read: int
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def partial(self) -> bool:
+        """True when something was left out for want of room."""
+        return bool(self.skipped)
+
+
+def make_plan(candidates: Sequence[Candidate], granted: int, order: Order = Order.AUTO) -> Plan:
+    """The plan that reads at most `granted` bytes.
+
+    When everything fits: small files first, then largest first (the shortest makespan), unless `order` says load order. When
+    not: whole files from the head of the order (load order under AUTO) until the next does not fit. A loader starts at the
+    head, and a page it finds saves it a read; half a file at the tail would not.
+    """
+    fits = sum(c.need for c in candidates) <= granted
+    by_load = order is Order.LOAD or (order is Order.AUTO and not fits)
+    ranked = sorted(candidates, key=_by_load if by_load else _by_size)
+    chosen, left_out, room = [], [], granted
+    for position, candidate in enumerate(ranked):
+        if candidate.need > room:
+            left_out = ranked[position:]
+            break
+        room -= candidate.need
+        chosen.append(candidate)
+    return Plan(
+        spans=tuple(span for candidate in chosen for span in _spans(candidate)),
+        chosen=tuple(candidate.index for candidate in chosen),
+        read=granted - room,
+        skipped=tuple(Skipped(c.path, c.size, "does not fit in memory") for c in left_out),
+    )
+
+
+def _by_load(candidate: Candidate) -> tuple[int, ...]:
+    return (candidate.load,)
+
+
+def _by_size(candidate: Candidate) -> tuple[int, ...]:
+    first = not candidate.weight and candidate.size <= _SMALL
+    return (0, candidate.load) if first else (1, -candidate.size, candidate.load)
+
+
+def _spans(candidate: Candidate) -> list[Span]:
+    """The candidate's holes as spans: one from the first hole to the last for a whole file, else pieces of `PIECE`."""
+    if not candidate.holes:
+        return []
+    if candidate.whole:
+        start = candidate.holes[0][0]
+        last_offset, last_length = candidate.holes[-1]
+        return [Span(candidate.index, start, last_offset + last_length - start)]
+    return [
+        Span(candidate.index, at, min(PIECE, offset + length - at))
+        for offset, length in candidate.holes
+        for at in range(offset, offset + length, PIECE)
+    ]
+
+
+def wanted(holes: Sequence[tuple[int, int]], position: int, end: int) -> tuple[int, int]:
+    """What to do next at `position` of a span that ends at `end`: (bytes to skip, bytes to read after them).
+
+    (0, n): read n bytes; (n, 0): nothing more is missing before `end`, skip n. `holes` ascend and are disjoint.
+    """
+    at = bisect_right(holes, (position, sys.maxsize)) - 1
+    if at < 0 or sum(holes[at]) <= position:
+        at += 1
+    if at == len(holes) or holes[at][0] >= end:
+        return end - position, 0
+    start = max(holes[at][0], position)
+    return start - position, min(sum(holes[at]), end) - start

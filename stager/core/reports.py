@@ -1,0 +1,197 @@
+"""What jobs say at their end: the results on stdout, each with a text and a JSON face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stager.core.events import Event, residency_columns
+from stager.core.model import Residency
+from stager.core.units import format_duration, format_percent, format_size, shown
+
+
+def resident_text(residency: Residency) -> str:
+    """``2.0/2.0 GiB resident (cachestat)``, or what else can be said."""
+    whole = format_size(residency.total)
+    if residency.resident is None:
+        return (
+            f"residency of {whole} unknown ({residency.why})"
+            if residency.why
+            else f"residency of {whole} unknown"
+        )
+    part = format_size(residency.resident)
+    if part.split()[1] == whole.split()[1]:
+        part = part.split()[0]
+    if not residency.known.exact:
+        return f"at least {part}/{whole} resident (estimated: {residency.why or residency.known.value})"
+    percent = "" if residency.complete else f", {format_percent(residency.resident, residency.total)}"
+    return f"{part}/{whole} resident ({residency.known.value}{percent})"
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+@dataclass(frozen=True)
+class WarmSummary(Event):
+    """How a warm run ended. Sizes in bytes, times in seconds.
+
+    `read` are the bytes this run brought in, `already` those it found resident; `brought_back` the holes it read once more
+    after looking. `touch` is how pages were brought in, `lanes` what the controller settled on (`peak` its most).
+    `missing` lists (path, bytes) of what is not resident. `binding` names the limit that bound, by file and number.
+    """
+
+    type: ClassVar[str] = "warm_summary"
+    result: ClassVar[bool] = True
+    outcome: str
+    state: str
+    exit_code: int
+    reason: str
+    paths: tuple[str, ...]
+    files: int
+    files_resident: int
+    residency: Residency
+    read: int
+    already: int
+    brought_back: int
+    seconds: float
+    rate: float
+    lanes: int
+    peak: int
+    split: bool
+    touch: str
+    skipped: int
+    missing: tuple[tuple[str, int], ...]
+    replaced: int
+    unknown_origin: int
+    binding: str
+    marker: str
+
+    def text(self) -> str:
+        """What is missing, then one self-contained line."""
+        return "\n".join([*self._missing_lines(), self.last_line()])
+
+    def _missing_lines(self) -> list[str]:
+        lines = [f"  missing {format_size(count):>10}  {shown(path)}" for path, count in self.missing[:10]]
+        if len(self.missing) > 10:
+            lines.append(f"  and {len(self.missing) - 10} more files with missing pages")
+        return lines
+
+    def last_line(self) -> str:
+        """The summary on one line, for logs and /dev/termination-log."""
+        head = f"{self.state}: " if self.state != "ready" else "ready: "
+        parts = [resident_text(self.residency), _files(self.files)]
+        if self.read:
+            how = f"{self.lanes} lanes" if self.lanes != 1 else "1 lane"
+            parts.append(
+                f"read {format_size(self.read)} in {format_duration(self.seconds)} ({format_size(self.rate)}/s, {how}, {self.touch})"
+            )
+        else:
+            parts.append("nothing read")
+        if self.reason:
+            parts.append(self.reason)
+        return head + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Forecast(Event):
+    """What ``check`` and ``--dry-run`` say: (label, lines) sections, and how a real run would end."""
+
+    type: ClassVar[str] = "forecast"
+    result: ClassVar[bool] = True
+    outcome: str
+    state: str
+    exit_code: int
+    formats: tuple[str, ...]
+    files: int
+    total: int
+    to_read: int
+    residency: Residency
+    defects: tuple[str, ...]
+    sections: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def text(self) -> str:
+        """A label in the first column, its lines in the second."""
+        width = max(len(label) for label, _ in self.sections) + 2
+        lines = []
+        for label, body in self.sections:
+            lines += [f"{label if at == 0 else '':<{width}}{line}" for at, line in enumerate(body)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class StatusTotal(Event):
+    """The last line of ``status``."""
+
+    type: ClassVar[str] = "status_total"
+    result: ClassVar[bool] = True
+    files: int
+    residency: Residency
+    resident_exact: int
+
+    def text(self) -> str:
+        """The total in the columns of the files; what is certain even when the total is not."""
+        line = f"{residency_columns(self.residency)}  total of {_files(self.files)}"
+        if self.residency.resident is None and self.resident_exact:
+            line += f" ({format_size(self.resident_exact)} of it certainly resident)"
+        return line
+
+
+@dataclass(frozen=True)
+class EvictSummary(Event):
+    """What ``evict`` gave back; `stayed` lists (path, bytes, why)."""
+
+    type: ClassVar[str] = "evict_summary"
+    result: ClassVar[bool] = True
+    files: int
+    before: int | None
+    after: int | None
+    stayed: tuple[tuple[str, int, str], ...]
+
+    def text(self) -> str:
+        """What stayed and why, then the total."""
+        lines = [
+            f"  stayed {format_size(count):>10}  {shown(path)}: {why}"
+            for path, count, why in self.stayed[:20]
+        ]
+        if len(self.stayed) > 20:
+            lines.append(f"  and {len(self.stayed) - 20} more files with pages that stayed")
+        if self.before is None or self.after is None:
+            return "\n".join(
+                [*lines, f"asked the kernel to drop {_files(self.files)}; what was resident is unknown here"]
+            )
+        gone = format_size(self.before - self.after)
+        return "\n".join([*lines, f"gave back {gone} of {format_size(self.before)} in {_files(self.files)}"])
+
+
+@dataclass(frozen=True)
+class HoldSummary(Event):
+    """What holding cost: `brought_back` bytes that had been dropped and were populated again."""
+
+    type: ClassVar[str] = "hold_summary"
+    seconds: float
+    held: int
+    brought_back: int
+    why: str
+
+    def text(self) -> str:
+        """One line."""
+        return (
+            f"held {format_size(self.held)} for {format_duration(self.seconds)} ({self.why}), "
+            f"brought back {format_size(self.brought_back)}"
+        )
+
+
+@dataclass(frozen=True)
+class Readiness(Event):
+    """The answer of ``ready`` and ``wait``."""
+
+    type: ClassVar[str] = "readiness"
+    result: ClassVar[bool] = True
+    ready: bool
+    state: str
+    why: str
+
+    def text(self) -> str:
+        """``ready`` or ``not ready: why``."""
+        return f"ready ({self.state})" if self.ready else f"not ready: {self.why}"

@@ -1,0 +1,166 @@
+"""How a job lives: signals, blocking calls in threads, ticks, and an end that comes even when a read hangs.
+
+The event loop only coordinates. Whatever may block (a FUSE mount can block anything that names it) runs in a thread that
+can be left behind; `run` then names what hangs and the edge leaves with ``os._exit``, because an ordinary interpreter exit
+would wait for the thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from stager.core.errors import Stopped
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+HARD_STOP_S = 10  # after a signal; SIGALRM's default action then ends the process whatever Python is doing
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE_S = 1.0  # for threads to reach their end after a stop; `lanes` has its own
+
+_labels: dict[int, str] = {}
+_lock = threading.Lock()
+
+
+def hanging() -> list[str]:
+    """What the threads started here are doing now, as labels: after a run, the calls that have not come back."""
+    with _lock:
+        return sorted(set(_labels.values()))
+
+
+async def in_thread(label: str, call: Callable[[], T]) -> T:
+    """`call()` in a thread, left behind (and listed by `hanging` under `label`) when cancelled."""
+
+    def labelled() -> T:
+        me = threading.get_ident()
+        with _lock:
+            _labels[me] = label
+        try:
+            return call()
+        finally:
+            with _lock:
+                _labels.pop(me, None)
+
+    return await anyio.to_thread.run_sync(labelled, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+
+
+async def in_threads(
+    label: Callable[[A], str], call: Callable[[A], T], items: Iterable[A], width: int
+) -> list[T]:
+    """`call` of every item, at most `width` at once, results in the items' order. The first error ends the others."""
+    queue = list(enumerate(items))
+    results: dict[int, T] = {}
+    queue.reverse()
+    failure: list[Exception] = []
+
+    async def work() -> None:
+        while queue and not failure:
+            index, item = queue.pop()
+            try:
+                results[index] = await in_thread(label(item), lambda: call(item))  # noqa: B023 - awaited at once
+            except Exception as exc:  # raised bare below, not as a group
+                failure.append(exc)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(width, len(queue))):
+            group.start_soon(work)
+    if failure:
+        raise failure[0]
+    return [results[index] for index in sorted(results)]
+
+
+@asynccontextmanager
+async def ticking(seconds: float, tick: Callable[[], None]) -> AsyncIterator[None]:
+    """Calls `tick` every `seconds` while the body runs; what `tick` raises ends the body and is raised here, bare."""
+    failure: list[Exception] = []
+
+    async def loop(scope: anyio.CancelScope) -> None:
+        while True:
+            await anyio.sleep(seconds)
+            try:
+                tick()
+            except Exception as exc:  # raised bare below
+                failure.append(exc)
+                scope.cancel()
+                return
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(loop, scope)
+            try:
+                yield
+            except Exception as exc:  # raised bare below, not as a group
+                failure.append(exc)
+            finally:
+                group.cancel_scope.cancel()
+    if failure:
+        raise failure[0]
+
+
+@contextmanager
+def deadline(seconds: float | None) -> Iterator[Callable[[], bool]]:
+    """Cancels the body after `seconds` (None: never). Yields a callable that says whether it did."""
+    with anyio.move_on_after(seconds) as scope:
+        yield lambda: scope.cancelled_caught
+
+
+async def sleep(seconds: float) -> None:
+    """Wait, cancellably."""
+    await anyio.sleep(seconds)
+
+
+def run(
+    main: Callable[[], Awaitable[T]], *, on_stop: Callable[[int], None], on_poke: Callable[[], None]
+) -> T:
+    """Runs `main` under an event loop and returns what it returns.
+
+    SIGINT, SIGTERM and SIGHUP call `on_stop(signum)` at once (withdraw the marker there), cancel `main`, and raise
+    `Stopped`; a second one, or `HARD_STOP_S` seconds, ends the process on the spot. SIGUSR1 calls `on_poke`. Threads get a
+    second to come back; ask `hanging` afterwards who did not.
+    """
+    stopped: list[int] = []
+    outcome: list[T] = []
+    failure: list[Exception] = []
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(*_STOPPING, signal.SIGUSR1) as signals:
+            async for signum in signals:
+                if signum == signal.SIGUSR1:
+                    on_poke()
+                    continue
+                if stopped:
+                    os._exit(128 + signum)
+                stopped.append(signum)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(HARD_STOP_S)
+                on_stop(signum)
+                scope.cancel()
+
+    async def supervise() -> None:
+        async with anyio.create_task_group() as group:
+            scope = anyio.CancelScope()
+            group.start_soon(listen, scope)
+            with scope:
+                try:
+                    outcome.append(await main())
+                except Exception as exc:  # raised bare below, not as a group
+                    failure.append(exc)
+            with anyio.move_on_after(_GRACE_S, shield=True):
+                while hanging() and (stopped or failure):
+                    await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+
+    anyio.run(supervise)
+    if stopped:
+        raise Stopped(stopped[0])
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -1,0 +1,182 @@
+"""Keeping pages after warming: populated mappings, looked at and populated again until the engine has loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stager.core.budget import Policy, margin
+from stager.core.errors import UsageError
+from stager.core.events import Note
+from stager.core.model import LocalFile
+from stager.core.reports import HoldSummary
+from stager.core.units import format_size, shown
+from stager.engine import runtime
+from stager.jobs.survey import Survey
+from stager.node import pagecache
+from stager.node.filesystems import Pattern
+from stager.node.syscalls import PAGE, Mapping
+
+if TYPE_CHECKING:
+    from stager.engine.report import Reporter
+    from stager.jobs.options import Hold
+    from stager.node.memory import Gauge
+
+_LOOK_EVERY_S = 5.0
+_ASK_EVERY_S = 1.0
+_CHUNK = 16 << 20
+_ANSWER_S = 5.0
+
+
+@dataclass
+class _Held:
+    file: LocalFile
+    fd: int
+    mapping: Mapping
+    probe: pagecache.Probe | None
+
+    def close(self) -> None:
+        self.mapping.close()
+        os.close(self.fd)
+
+
+class _Holder:
+    """Populated read-only mappings of the files of a survey. Without privilege; mlock only when asked."""
+
+    def __init__(self, survey: Survey, gauge: Gauge, reporter: Reporter, *, lock: bool) -> None:
+        self._survey = survey
+        self._gauge = gauge
+        self._reporter = reporter
+        self._lock = lock
+        self.held: list[_Held] = []
+        self.bytes = 0
+        self.brought_back = 0
+
+    def take(self) -> None:
+        """Map what is resident now, and mark it used. Files that cannot be mapped are named."""
+        for file in self._survey.files:
+            facts = self._survey.facts(file)
+            if not file.size or facts.keeps.hopeless or facts.traits.pattern is Pattern.MEMORY:
+                continue
+            try:
+                self._map(file, facts.mount.fstype)
+            except OSError as exc:
+                message = f"cannot hold {shown(file.entry.path)}: {os.strerror(exc.errno or 0).lower()}"
+                self._reporter.emit(Note("warning", "not_held", message))
+
+    def _map(self, file: LocalFile, fstype: str) -> None:
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mapping = Mapping(fd, 0, file.size)
+        except OSError:
+            os.close(fd)
+            raise
+        probe, _ = pagecache.probe(fd, fstype)
+        one = _Held(file, fd, mapping, probe)
+        self.held.append(one)
+        missing = pagecache.holes(probe, file.size) if probe else []
+        self._populate(one, _complement(missing, file.size))
+        if self._lock:
+            mapping.lock()
+        self.bytes += file.size - sum(length for _, length in missing)
+
+    def refresh(self) -> None:
+        """Bring back what has been dropped since, as far as memory has room for it."""
+        for one in self.held:
+            missing = pagecache.holes(one.probe, one.file.size) if one.probe else [(0, one.file.size)]
+            if not missing:
+                continue
+            room, _ = margin(self._gauge.read(), Policy(), 0)
+            if room <= 0:
+                return
+            before = one.probe.count(0, one.file.size).cached if one.probe else 0
+            self._populate(one, missing)
+            if one.probe:
+                self.brought_back += max(0, one.probe.count(0, one.file.size).cached - before) * PAGE
+
+    def _populate(self, one: _Held, stretches: list[tuple[int, int]]) -> None:
+        for offset, length in stretches:
+            for at in range(offset, offset + length, _CHUNK):
+                with suppress(OSError):  # a file that shrank, a read that failed: the next look names it
+                    one.mapping.populate(at, min(_CHUNK, offset + length - at))
+
+    def release(self) -> None:
+        """Unmap everything; the pages stay in the cache as ordinary ones."""
+        for one in self.held:
+            one.close()
+        self.held.clear()
+
+
+def _complement(missing: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """The stretches of a file of `size` bytes that are not `missing`."""
+    there, at = [], 0
+    for offset, length in missing:
+        if offset > at:
+            there.append((at, offset - at))
+        at = offset + length
+    if at < size:
+        there.append((at, size - at))
+    return there
+
+
+async def hold(survey: Survey, options: Hold, gauge: Gauge, reporter: Reporter) -> None:
+    """Hold the pages of `survey` as `options` says, tell what that took, then idle if asked. Cancelled by a signal."""
+    if options.seconds is not None or options.url is not None:
+        holder = _Holder(survey, gauge, reporter, lock=options.lock)
+        started = time.monotonic()
+        try:
+            await runtime.in_thread("holding", holder.take)
+            until = options.url or f"{options.seconds:g}s"
+            reporter.emit(Note("info", "hold", f"holding {format_size(holder.bytes)} until {until}"))
+            why = await _wait(holder, options)
+        finally:
+            holder.release()
+        reporter.emit(HoldSummary(time.monotonic() - started, holder.bytes, holder.brought_back, why))
+    if options.idle:
+        reporter.emit(Note("info", "idle", "idle until SIGTERM"))
+        await runtime.sleep(math.inf)
+
+
+async def _wait(holder: _Holder, options: Hold) -> str:
+    started = time.monotonic()
+    end = started + options.seconds if options.seconds is not None else math.inf
+    next_look = started + _LOOK_EVERY_S
+    while (now := time.monotonic()) < end:
+        if options.url is not None and await runtime.in_thread(
+            f"asking {options.url}", lambda: _answers(options.url)
+        ):
+            return f"{options.url} answered"
+        if now >= next_look:
+            await runtime.in_thread("holding", holder.refresh)
+            next_look = time.monotonic() + _LOOK_EVERY_S
+        await runtime.sleep(min(_ASK_EVERY_S, max(0.0, end - time.monotonic())))
+    await runtime.in_thread("holding", holder.refresh)
+    return "the time is over"
+
+
+def check_url(url: str) -> None:
+    """Raise `UsageError` unless `url` is an http or https URL."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"`{url}` is not an http URL", hint="write it like --hold until:http://localhost:8000/health"
+        )
+
+
+def _answers(url: str | None) -> bool:
+    """Whether `url` answers 2xx now."""
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    assert url is not None
+    try:
+        with urlopen(url, timeout=_ANSWER_S) as response:  # noqa: S310 - the scheme was checked by check_url
+            return bool(200 <= response.status < 300)
+    except (URLError, OSError, ValueError):
+        return False

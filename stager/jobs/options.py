@@ -1,0 +1,62 @@
+"""What a user asked of a job, parsed and typed. Sizes in bytes, times in seconds, shares 0..1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stager.core.marker import DEFAULT_PATH
+from stager.core.outcome import Mode
+from stager.core.plan import Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which files: PATHs and globs on the names below them."""
+
+    paths: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What bounds the warm set. `reserve` None: the default; `budget` a float: a share of the binding limit."""
+
+    reserve: int | None = None
+    limit: int | None = None
+    budget: int | float | None = None
+    engine_shares_own: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """How long pages are kept after warming: `seconds`, or until `url` answers 2xx; neither: not at all."""
+
+    seconds: float | None = None
+    url: str | None = None
+    lock: bool = False
+    idle: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmOptions:
+    """Everything ``stager warm`` can be told."""
+
+    selection: Selection
+    memory: Memory = Memory()
+    lanes: int = 16
+    adapt: bool = True
+    order: Order = Order.AUTO
+    max_rate: int | None = None
+    mode: Mode = Mode.DEFAULT
+    allow_incomplete: bool = False
+    fresh: bool = False
+    anyway: bool = False
+    min_resident: float | None = None
+    protect: bool = False
+    hold: Hold = Hold()
+    timeout: float | None = None
+    stall_timeout: float | None = 300.0
+    dry_run: bool = False
+    marker: str = DEFAULT_PATH
+    marker_named: bool = False

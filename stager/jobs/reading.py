@@ -1,0 +1,213 @@
+"""The reading phase of a warm run: lanes over the plan's spans, under the eye of the memory sentinel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from stager.core.budget import margin, used_share
+from stager.core.errors import DeadlineExceeded
+from stager.core.events import FileProblem, Progress, Stall
+from stager.core.model import LevelRoom, LocalFile
+from stager.core.plan import wanted
+from stager.core.units import format_duration, shown
+from stager.engine import runtime
+from stager.engine.lanes import Checkpoint, Lanes, Lease
+from stager.engine.pace import Controller
+from stager.jobs.survey import Survey, policy_of, resident_bytes
+from stager.node.filesystems import Pattern
+from stager.node.touch import STEP, Kit, PopulateKit, SpliceKit
+
+if TYPE_CHECKING:
+    from stager.engine.report import Reporter
+    from stager.jobs.options import WarmOptions
+    from stager.node.memory import Gauge
+
+_TICK_S = 0.25
+_BLOCK = 4 * STEP
+_STALL_WARNING_S = 15.0
+
+
+class Reading:
+    """One pass over the plan of `survey`. What it did is in its attributes, also after it was cut short.
+
+    `problems` are files that could not be read to their end, `stopped` is the limit that ended the run early (None when none
+    did), `touches` the names of the touches that were used.
+    """
+
+    def __init__(self, survey: Survey, options: WarmOptions, gauge: Gauge, reporter: Reporter) -> None:
+        assert survey.plan is not None
+        self._survey = survey
+        self._plan = survey.plan
+        self._options = options
+        self._gauge = gauge
+        self._reporter = reporter
+        self._policy = policy_of(survey, options, allocated=True)
+        self._resident_before = resident_bytes(survey)
+        self._holes = {index: survey.looks[index].holes for index in self._plan.chosen}
+        self._lock = threading.Lock()
+        self._failed: set[int] = set()
+        self._lru = gauge.read().lru
+        self._warned_stall = False
+        self._recent: list[tuple[float, int]] = []
+        self.problems: list[FileProblem] = []
+        self.touches: set[str] = set()
+        self.stopped: LevelRoom | None = None
+        self.controller = self._make_controller()
+        self.lanes: Lanes[Kit] = Lanes(
+            self._plan.spans,
+            read=self._read,
+            kit=self._make_kit,
+            controller=self.controller,
+            max_rate=options.max_rate,
+        )
+        self._started = time.monotonic()
+        self.seconds = 0.0
+
+    def _make_controller(self) -> Controller:
+        """Starts as the most cautious filesystem among those to be read asks; splits only where none forbids it."""
+        used = {self._survey.files[index].mount_id for index in self._plan.chosen}
+        traits = [self._survey.mounts[mount_id].traits for mount_id in used]
+        handles = [t for t in traits if t.pattern is Pattern.HANDLE]
+        return Controller(
+            self._options.lanes,
+            max((t.start for t in handles or traits), default=2),
+            adapt=self._options.adapt,
+            may_split=bool(handles) and all(t.may_split for t in handles),
+        )
+
+    def _make_kit(self) -> Kit:
+        if not self._options.protect:
+            return SpliceKit()
+        # Under the classic LRU one fault leaves pages inactive; a second one over resident pages costs next to nothing.
+        return PopulateKit(passes=2 if self._lru == "classic" else 1)
+
+    async def run(self) -> None:
+        """Read the plan. Raises `DeadlineExceeded` when nothing moves for the stall timeout."""
+        self._started = time.monotonic()
+        try:
+            async with runtime.ticking(_TICK_S, self._tick):
+                await self.lanes.run()
+        finally:
+            self.seconds = time.monotonic() - self._started
+            if self._plan.read:
+                self._reporter.progress(self._progress())
+
+    def stuck(self) -> list[str]:
+        """Paths that lanes still hang in after the run."""
+        return [self._survey.files[index].path for index in self.lanes.stuck()]
+
+    # In the lanes' threads
+
+    def _read(self, lease: Lease, kit: Kit, checkpoint: Checkpoint) -> None:
+        index = lease.span.index
+        file = self._survey.files[index]
+        if index in self._failed:
+            return
+        try:
+            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            self._fail(index, None, exc)
+            return
+        try:
+            self._read_open(fd, lease, kit, checkpoint)
+        except OSError as exc:
+            self._fail(index, lease.position, exc)
+        finally:
+            os.close(fd)
+            self.touches.add(kit.name)
+
+    def _read_open(self, fd: int, lease: Lease, kit: Kit, checkpoint: Checkpoint) -> None:
+        holes = self._holes[lease.span.index]
+        while block := lease.take(_BLOCK):
+            skip, count = wanted(holes, lease.position, lease.position + block)
+            if skip:
+                lease.advance(skip)
+                continue
+            moved = kit.touch(fd, lease.position, count)
+            if not moved:
+                self._fail(
+                    lease.span.index, lease.position, OSError(errno.ENODATA, "file ends here: it has shrunk")
+                )
+                return
+            lease.advance(moved)
+            checkpoint(moved)
+
+    def _fail(self, index: int, offset: int | None, exc: OSError) -> None:
+        with self._lock:
+            if index in self._failed:
+                return
+            self._failed.add(index)
+            problem = problem_of(self._survey.files[index], offset, exc)
+            self.problems.append(problem)
+        self._reporter.emit(problem)
+
+    # In the event loop
+
+    def _tick(self) -> None:
+        self._reporter.progress(self._progress())
+        self._watch_memory()
+        self._watch_stall()
+
+    def _watch_memory(self) -> None:
+        """Stop before the next look could find that our own first pages were evicted for our last ones."""
+        done = self.lanes.done
+        left, binding = margin(self._gauge.read(), self._policy, self._resident_before + done)
+        if binding is None or self._plan.read - done <= left:
+            return
+        if left <= self._rate() * _TICK_S and self.stopped is None:
+            self.stopped = binding
+            self.lanes.stop("memory")
+
+    def _watch_stall(self) -> None:
+        still = time.monotonic() - max(self.lanes.last_progress, self._started)
+        limit = self._options.stall_timeout
+        files = tuple(self._survey.files[span.index].path for span, _, _ in self.lanes.active())
+        if limit is not None and still >= limit:
+            names = ", ".join(shown(name) for name in files[:4])
+            raise DeadlineExceeded(
+                f"no bytes for {format_duration(still)} while reading {names}",
+                hint="is the FUSE daemon or the server alive? `--stall-timeout` sets how long to wait",
+            )
+        if still < _STALL_WARNING_S:
+            self._warned_stall = False
+        elif not self._warned_stall:
+            self._warned_stall = True
+            self._reporter.emit(Stall(still, files))
+
+    def _rate(self) -> float:
+        """Bytes per second over the last few seconds."""
+        (first_time, first_done), (last_time, last_done) = self._recent[0], self._recent[-1]
+        return (last_done - first_done) / max(1e-6, last_time - first_time)
+
+    def _progress(self) -> Progress:
+        now, done = time.monotonic(), self.lanes.done
+        self._recent = [(at, count) for at, count in self._recent if now - at < 5.0] or [(self._started, 0)]
+        self._recent.append((now, done))
+        rate, left = self._rate(), max(0, self._plan.read - done)
+        room = self.stopped
+        snapshot = self._gauge.read()
+        admission = self._survey.admission
+        binding = room or (admission.binding if admission else None)
+        return Progress(
+            "warm",
+            done,
+            self._plan.read,
+            rate,
+            left / rate if rate > 0 else None,
+            len(self.lanes.finished),
+            len(self._plan.chosen),
+            self.lanes.busy,
+            used_share(snapshot, binding),
+            now - self._started,
+        )
+
+
+def problem_of(file: LocalFile, offset: int | None, exc: OSError) -> FileProblem:
+    """The event for an error while reading `file` at `offset` (None: while opening it)."""
+    code = exc.errno or 0
+    text = exc.strerror if code == errno.ENODATA else os.strerror(code).lower()
+    return FileProblem(file.entry.path, offset, errno.errorcode.get(code, str(code)), text or str(exc))

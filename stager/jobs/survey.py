@@ -1,0 +1,379 @@
+"""Looking before reading: which files, whole or not, what of them is resident, what the mounts do, what memory allows.
+
+`Surveyor` is what ``check``, ``warm`` and ``status`` have in common. Its steps may block (a FUSE daemon can hang any of
+them), so they run in threads; what they find is put together in a `Survey`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core import formats
+from stager.core.budget import Policy, admit
+from stager.core.errors import AccessDenied, NotFound, StagerError, from_oserror
+from stager.core.manifest import PATH as MANIFEST_PATH
+from stager.core.manifest import Manifest
+from stager.core.model import (
+    Admission,
+    Defect,
+    FileEntry,
+    Known,
+    LocalFile,
+    ModelFormat,
+    Residency,
+    sum_residency,
+)
+from stager.core.plan import Candidate, Plan, make_plan
+from stager.core.select import selected
+from stager.core.units import MIB, shown
+from stager.engine import runtime
+from stager.node import canary, filesystems, memory, mounts, pagecache
+from stager.node.canary import Keeps
+from stager.node.files import Found, walk
+from stager.node.filesystems import Pattern, Traits
+from stager.node.touch import STEP
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping as MappingType
+    from collections.abc import Sequence
+
+    from stager.core.marker import ReadyMarker, WarmedFile
+    from stager.jobs.options import Selection, WarmOptions
+    from stager.node.mounts import Mount
+
+_LOOKERS = 8  # files looked at in parallel: each is an open and a few small reads
+_BASE_FOOTPRINT = 64 * MIB  # the interpreter and its libraries, measured at 35-45 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class MountFacts:
+    """One mount that files lie on: its traits, and whether it keeps pages (with the reason when that is unknown)."""
+
+    mount: Mount
+    traits: Traits
+    keeps: Keeps
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One file looked at: what of it is resident, what is missing, what is wrong with it.
+
+    `stale` says why its resident pages were dropped; `origin_known` that a marker vouches for them. `problem` is the error
+    that kept it from being looked at.
+    """
+
+    residency: Residency
+    holes: tuple[tuple[int, int], ...]
+    defects: tuple[Defect, ...] = ()
+    stale: str = ""
+    origin_known: bool = True
+    problem: StagerError | None = None
+
+
+@dataclass
+class Survey:
+    """Everything known before the first byte is read. `files`, `looks` and `load_rank` run in parallel."""
+
+    found: Found
+    files: list[LocalFile] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    load_rank: list[int] = field(default_factory=list)
+    format_names: tuple[str, ...] = ()
+    defects: list[Defect] = field(default_factory=list)
+    mounts: dict[int, MountFacts] = field(default_factory=dict)
+    digest: str = ""
+    manifest: bool = False
+    admission: Admission | None = None
+    plan: Plan | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes of all selected files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def residency(self) -> Residency:
+        """All selected files together, as they were found."""
+        return sum_residency([look.residency for look in self.looks])
+
+    def facts(self, file: LocalFile) -> MountFacts:
+        """The mount `file` lies on."""
+        return self.mounts[file.mount_id]
+
+    def proven(self) -> list[Defect]:
+        """Defects that make the model incomplete or corrupt."""
+        return [defect for defect in self.defects if defect.proven]
+
+    def dropping(self) -> list[MountFacts]:
+        """Mounts on which warming is useless."""
+        return [facts for facts in self.mounts.values() if facts.keeps.hopeless]
+
+
+class Surveyor:
+    """Surveys `selection`; `marker` is the last run's, for the identities of the files it warmed."""
+
+    def __init__(self, selection: Selection, marker: ReadyMarker | None = None) -> None:
+        self._selection = selection
+        self._warmed: MappingType[str, WarmedFile] = (
+            {file.path: file for file in marker.files} if marker else {}
+        )
+
+    async def find(self) -> Survey:
+        """Walk, select, recognise the format, read manifests. Raises `NotFound` when nothing is selected."""
+        where = ", ".join(shown(path) for path in self._selection.paths)
+        return await runtime.in_thread(f"listing {where}", self._find)
+
+    def _find(self) -> Survey:
+        survey = Survey(walk(self._selection.paths))
+        ranks: dict[int, int] = {}
+        roots = list(dict.fromkeys(file.root for file in survey.found.files))
+        names: list[str] = []
+        for root in roots:
+            below = [file for file in survey.found.files if file.root == root]
+            model = self._recognise(root, below, survey)
+            names += [name for name in model.names if name not in names]
+            for position in model.order:
+                ranks[id(below[position])] = len(ranks)
+        survey.format_names = tuple(names)
+        kept = survey.found.once(lambda file: ranks[id(file)])
+        chosen = [f for f in kept if selected(f.entry.path, self._selection.include, self._selection.exclude)]
+        survey.files = chosen
+        survey.load_rank = [ranks[id(file)] for file in chosen]
+        survey.digest = survey.digest or _digest(chosen)
+        if not chosen:
+            raise self._nothing(survey)
+        return survey
+
+    def _recognise(self, root: str, below: list[LocalFile], survey: Survey) -> ModelFormat:
+        entries = [file.entry for file in below]
+
+        def read(index: int, offset: int, length: int) -> bytes:
+            fd = os.open(below[index].path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(fd, length, offset)
+            finally:
+                os.close(fd)
+
+        try:
+            model = formats.detect(entries, read)
+        except OSError as exc:
+            # An unreadable index says nothing of the shards; the file itself is named when it is looked at.
+            survey.found.errors.append(from_oserror(exc, f"`{shown(root)}`"))
+            model = ModelFormat((), tuple(range(len(entries))))
+        survey.defects += model.defects
+        self._apply_manifest(root, entries, survey)
+        return model
+
+    def _apply_manifest(self, root: str, entries: Sequence[FileEntry], survey: Survey) -> None:
+        try:
+            with open(os.path.join(root, MANIFEST_PATH), "rb") as file:
+                raw = file.read()
+        except OSError:  # no manifest: completeness is judged by index and headers
+            return
+        manifest = Manifest.parse(raw)
+        manifest.refuse_updating(root)
+        survey.manifest = True
+        survey.defects += manifest.defects(entries)
+        survey.digest = _hash([survey.digest.encode(), raw])
+
+    def _nothing(self, survey: Survey) -> StagerError:
+        where = ", ".join(f"`{shown(path)}`" for path in self._selection.paths)
+        if survey.found.errors:
+            return survey.found.errors[0]
+        if survey.found.files:
+            return NotFound(f"no file in {where} matches", hint="check --include and --exclude")
+        skipped = f" ({len(survey.found.skipped)} names left out)" if survey.found.skipped else ""
+        return NotFound(
+            f"no files in {where}{skipped}", hint="is the volume mounted, and is this the model's folder?"
+        )
+
+    async def ask_mounts(self, survey: Survey, *, smallest_only: int | None = None) -> None:
+        """Fill `survey.mounts`: traits of each mount, and the canary where one is needed.
+
+        `smallest_only`: sacrifice no file above this many bytes to the canary (for ``status``, which must not cost a running
+        engine its pages); without such a file the answer is unknown.
+        """
+        table = mounts.read()
+        for mount_id in dict.fromkeys(file.mount_id for file in survey.files):
+            mount = table.get(mount_id) or mounts.Mount(mount_id, "?", "/", "?", "unknown", "?", "")
+            traits = filesystems.traits_of(mount, table)
+            keeps, why = Keeps.YES, ""
+            if traits.canary:
+                bird = _canary_file(survey, mount_id, smallest_only)
+                if bird is None:
+                    keeps, why = Keeps.UNKNOWN, "no small file to test with"
+                else:
+                    ask = partial(_ask, bird.path, mount.fstype)
+                    keeps, why = await runtime.in_thread(f"testing {shown(bird.path)}", ask)
+            survey.mounts[mount_id] = MountFacts(mount, traits, keeps, why)
+
+    async def look(
+        self, survey: Survey, *, fresh: bool = False, headers: bool = True, drop: bool = True
+    ) -> None:
+        """Fill `survey.looks`: open each file once, see what is resident, check its header.
+
+        `fresh` drops resident pages first; `drop` drops those of files that are no longer what was warmed.
+        """
+        look = partial(self._look, survey, fresh=fresh, headers=headers, drop=drop)
+        survey.looks = await runtime.in_threads(
+            lambda index: f"looking at {shown(survey.files[index].path)}",
+            look,
+            range(len(survey.files)),
+            _LOOKERS,
+        )
+        for one in survey.looks:
+            survey.defects += one.defects
+
+    def _look(self, survey: Survey, index: int, *, fresh: bool, headers: bool, drop: bool) -> Look:
+        file = survey.files[index]
+        facts = survey.facts(file)
+        whole = ((0, file.size),) if file.size else ()
+        try:
+            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
+        try:
+            stale = "asked for with --fresh" if fresh else self._stale(file, facts)
+            if stale and drop:
+                pagecache.evict(fd)
+            residency, holes = measure(fd, facts)
+            defects = self._check_header(survey, index, fd) if headers else ()
+        except OSError as exc:
+            return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
+        finally:
+            os.close(fd)
+        return Look(
+            residency, holes, defects, stale, self._origin_known(file, facts, stale) or not residency.resident
+        )
+
+    def _origin_known(self, file: LocalFile, facts: MountFacts, stale: str) -> bool:
+        """Whether the resident pages are certainly those of this file: checked by the filesystem, dropped, or vouched for."""
+        then = self._warmed.get(file.path)
+        return facts.traits.revalidates or bool(stale) or (then is not None and then.vouched)
+
+    def _stale(self, file: LocalFile, facts: MountFacts) -> str:
+        """Why the resident pages of `file` are not those of the file that was warmed; empty when nothing says so."""
+        then = self._warmed.get(file.path)
+        if then is None or facts.traits.pattern is Pattern.MEMORY:
+            return ""
+        now = file.identity
+        if (then.inode, then.size, then.mtime_ns, then.etag) == (now.inode, now.size, now.mtime_ns, now.etag):
+            return ""
+        return "replaced since it was warmed"
+
+    def _check_header(self, survey: Survey, index: int, fd: int) -> tuple[Defect, ...]:
+        file = survey.files[index]
+        if not formats.is_weight(file.entry.path):
+            return ()
+
+        def read(_index: int, offset: int, length: int) -> bytes:
+            return os.pread(fd, length, offset)
+
+        return tuple(formats.check_weight(file.entry, index, read))
+
+    def judge(self, survey: Survey, options: WarmOptions, gauge: memory.Gauge) -> None:
+        """Fill `survey.admission` and `survey.plan` from what was found and what `gauge` says now."""
+        candidates = [
+            _candidate(survey, index, anyway=options.anyway)
+            for index, look in enumerate(survey.looks)
+            if look.problem is None
+        ]
+        useful = [candidate for candidate in candidates if candidate is not None]
+        need = sum(candidate.need for candidate in useful)
+        survey.admission = admit(gauge.read(), policy_of(survey, options), need, resident_bytes(survey))
+        survey.plan = make_plan(useful, survey.admission.granted, options.order)
+
+
+def measure(fd: int, facts: MountFacts) -> tuple[Residency, tuple[tuple[int, int], ...]]:
+    """What of the open file `fd` is resident and which stretches are not; unknown residency makes everything a hole."""
+    size = os.fstat(fd).st_size
+    whole = ((0, size),) if size else ()
+    if facts.traits.pattern is Pattern.MEMORY:
+        return Residency(size, size, Known.MEMORY_FS), ()
+    if facts.traits.reports_stale and size:
+        os.pread(fd, 1, 0)  # an NFS client drops a changed file's pages at its next read, and not before
+    probe, why = pagecache.probe(fd, facts.mount.fstype)
+    if probe is None:
+        return Residency.unknown(size, why), whole
+    return pagecache.count_bytes(probe, size), tuple(pagecache.holes(probe, size))
+
+
+def policy_of(survey: Survey, options: WarmOptions, *, allocated: bool = False) -> Policy:
+    """What the budget keeps back: the engine's reserve, stager's own buffers, those of the daemons behind the mounts.
+
+    `allocated`: the buffers exist already and the levels' usage shows them.
+    """
+    daemons = 0
+    for mount_id, facts in survey.mounts.items():
+        largest = max((file.size for file in survey.files if file.mount_id == mount_id), default=0)
+        daemons += filesystems.daemon_buffers(facts.traits, options.lanes, largest)
+    return Policy(
+        reserve=options.memory.reserve,
+        budget=options.memory.budget,
+        footprint=0 if allocated else _BASE_FOOTPRINT + options.lanes * STEP,
+        daemon_buffers=0 if allocated else daemons,
+        engine_shares_own=options.memory.engine_shares_own,
+    )
+
+
+def resident_bytes(survey: Survey) -> int:
+    """Bytes of the model that are certainly in the page cache already."""
+    return sum(
+        look.residency.resident or 0
+        for look in survey.looks
+        if look.residency.known in (Known.CACHESTAT, Known.MINCORE)
+    )
+
+
+def _candidate(survey: Survey, index: int, *, anyway: bool) -> Candidate | None:
+    file, look = survey.files[index], survey.looks[index]
+    facts = survey.facts(file)
+    if facts.keeps.hopeless and not anyway:
+        return None
+    return Candidate(
+        index,
+        file.entry.path,
+        file.size,
+        look.holes,
+        survey.load_rank[index],
+        weight=formats.is_weight(file.entry.path),
+        whole=facts.traits.pattern is Pattern.HANDLE,
+    )
+
+
+def _problem(file: LocalFile, whole: tuple[tuple[int, int], ...], error: StagerError) -> Look:
+    kind = "not readable" if isinstance(error, AccessDenied) else "could not be opened"
+    return Look(Residency.unknown(file.size, kind), whole, problem=error)
+
+
+def _canary_file(survey: Survey, mount_id: int, most: int | None) -> LocalFile | None:
+    there = [
+        f
+        for f in survey.found.files
+        if f.mount_id == mount_id and f.size and (most is None or f.size <= most)
+    ]
+    return min(there, key=lambda file: file.size, default=None)
+
+
+def _ask(path: str, fstype: str) -> tuple[Keeps, str]:
+    try:
+        return canary.ask(path, fstype), ""
+    except OSError as exc:
+        return Keeps.UNKNOWN, os.strerror(exc.errno or 0).lower()
+
+
+def _digest(files: list[LocalFile]) -> str:
+    return _hash([f"{file.entry.path}\0{file.size}\n".encode("utf-8", "surrogateescape") for file in files])
+
+
+def _hash(parts: list[bytes]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Processes as the kernel shows and ties them: what one has open, how it is doing, whose death ends it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+
+_PR_SET_PDEATHSIG = 1
+_NOT_FILES = ("/dev/", "/proc/", "/sys/")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A process that SIGKILL does not end, and the files its stuck threads have in hand (all it has open, in doubt)."""
+
+    pid: int
+    files: tuple[str, ...]
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl: {os.strerror(code)}")
+
+
+def outlive_parent() -> None:
+    """Take `die_with` back."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent dies, also when that has already happened."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def watch_process(pid: int) -> int | None:
+    """A descriptor that becomes readable when `pid` ends; None where the kernel or seccomp has no pidfd_open(2)."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def close_all_but_stdio() -> None:
+    """A pipe or listening socket meant for the program must not be kept open by us after the program has closed it."""
+    with suppress(OSError):
+        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if fd > 2:
+                with suppress(OSError):
+                    os.close(fd)
+
+
+def original_environment() -> dict[bytes, bytes]:
+    """The environment this process was started with.
+
+    Not ``os.environ``: in the C locale Python adds LC_CTYPE=C.UTF-8 to its own (PEP 538), which is none of the program's
+    business. The kernel still shows the original; without /proc it is ``os.environ`` after all.
+    """
+    try:
+        with open("/proc/self/environ", "rb") as block:
+            items = block.read().split(b"\0")
+    except OSError:
+        return dict(os.environb)
+    found: dict[bytes, bytes] = {}
+    for item in items:
+        name, equals, value = item.partition(b"=")
+        if name and equals:
+            found.setdefault(name, value)  # getenv(3) finds the first of two
+    return found
+
+
+def status_fields(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the third (the state) on; empty when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def name_stuck(pid: int) -> Stuck:
+    """What a process that will not die holds, read without touching its memory or its files: those could hang us too."""
+    opened: set[str] = set()
+    in_hand: set[str] = set()
+    for task in _listed(f"/proc/{pid}/task"):
+        files = _open_files(f"{task}/fd")
+        opened.update(files.values())
+        with suppress(OSError, ValueError, IndexError), open(f"{task}/syscall", encoding="ascii") as call:
+            first_argument = int(call.read().split()[1], 16)  # of a read: the descriptor
+            in_hand.add(files.get(first_argument, ""))
+    return Stuck(pid, tuple(sorted(in_hand - {""} or opened)))
+
+
+def _open_files(folder: str) -> dict[int, str]:
+    """Descriptor to path of the files on disk that are open beyond stdin, stdout and stderr."""
+    files: dict[int, str] = {}
+    for name in _listed(folder):
+        fd = int(os.path.basename(name))
+        with suppress(OSError):
+            target = os.readlink(name)
+            if fd > 2 and target.startswith("/") and not target.startswith(_NOT_FILES):
+                files[fd] = target
+    return files
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return [os.path.join(folder, name) for name in os.listdir(folder)]
+    except OSError:
+        return []
