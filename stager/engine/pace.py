@@ -26,6 +26,8 @@ _SHARP = 0.08
 # What counts as clear growth. In simulations with 10 to 20 % of noise, asking for more left a tenth of the throughput
 # on storages that grow slowly, asking for less added lanes on those that do not grow.
 _GROWTH = 1.05
+_HARMLESS = 0.96
+_HARMFUL = 0.9
 _SURE = 2.0  # standard errors
 # No measured epoch is believed to be better than if single ticks scattered by this much.
 _TICK_SCATTER = 0.12
@@ -109,7 +111,8 @@ class _Meter:
         off = [rate - mean for rate in self._rates]
         variance = sum(x * x for x in off) / (count - 1)
         follows = sum(a * b for a, b in itertools.pairwise(off)) / (sum(x * x for x in off) or 1.0)
-        follows = min(0.8, max(0.0, follows))
+        # Regular bursts even out, which a few ticks cannot tell from luck.
+        follows = min(0.8, max(-0.5 if count >= 10 else 0.0, follows))
         spread = math.sqrt(variance * (1 + follows) / (1 - follows))
         return max(spread, _TICK_SCATTER * self.rate) / math.sqrt(count)
 
@@ -166,7 +169,7 @@ class Controller:
         self._strange = 0
         self._look_at = math.inf
         self._look_every = _FIRST_LOOK_S
-        self._look: Decision | None = None
+        self._bar = _GROWTH
         self._looks = 0
         self._split_again = 0.0
         self._peak = first.lanes
@@ -212,7 +215,7 @@ class Controller:
         enough = self._meter.moved >= _BYTES_PER_LANE * self._width
         if self._trial is not None:
             self._judge_trial(now, done, enough=enough)
-        elif not self._settled or self._look is not None:
+        elif not self._settled:
             if (
                 self._meter.seconds >= _BASE_S
                 and enough
@@ -238,12 +241,12 @@ class Controller:
         meter, base = self._meter, self._base
         if (meter.seconds < _SHORTEST_S or not enough) and meter.seconds < 3 * _LONGEST_S:
             return
-        margin = meter.rate - _GROWTH * base.rate
+        margin = meter.rate - self._bar * base.rate
         if abs(margin) < _SURE * math.hypot(meter.error, base.error) and not meter.exhausted:
             return
         assert self._trial is not None
         self._note(now)
-        trial, self._trial, self._look = self._trial, None, None
+        trial, self._trial = self._trial, None
         self._tried[trial] = self._tried[self._as_wide(trial)] = meter.rate
         if margin > 0:
             self._downward = trial.lanes < base.setting.lanes
@@ -260,7 +263,7 @@ class Controller:
             self._set(base.setting, now, done)
 
     def _judge_block(self, now: float, done: int) -> None:
-        rate = self._meter.rate
+        rate, error = self._meter.rate, self._meter.error
         level = self._level = rate if self._level is None else self._level
         self._meter.restart(now, done, 0.0)
         self._strange = self._strange + 1 if not _FALL * level < rate < _RISE * level else 0
@@ -268,12 +271,14 @@ class Controller:
             self._explore(downward=rate < level)
         elif not self._strange:
             self._level = level + 0.3 * (rate - level)
-            if now >= self._look_at:
-                self._look = self._look_candidate()
+            self._base = _Base(self._base.setting, self._width, self._level, error)
+            candidate = self._last_wave() or self._split_candidate(now)
+            if candidate is None and now >= self._look_at:
+                candidate = self._look_candidate()
                 self._look_at = now + self._look_every
                 self._look_every = min(_LAST_LOOK_S, 2 * self._look_every)
-            elif self._split_candidate(now):
-                self._settled = False
+            if candidate is not None:
+                self._try(candidate, now, done)
 
     # What to try
 
@@ -288,10 +293,7 @@ class Controller:
 
     def _next(self, now: float, done: int) -> None:
         """Tries the next setting, or settles at the base."""
-        if self._look is not None:
-            candidate: Decision | None = self._look
-        else:
-            candidate = next((c for c in self._candidates(now) if c not in self._tried), None)
+        candidate = next((c for c in self._candidates(now) if c not in self._tried), None)
         if candidate is None:
             self._settled = True
             self._level = None
@@ -299,8 +301,13 @@ class Controller:
             self._look_at = now + self._look_every
             self._set(self._base.setting, now, done)
         else:
-            self._trial = candidate
-            self._set(candidate, now, done)
+            self._try(candidate, now, done)
+
+    def _try(self, candidate: Decision, now: float, done: int) -> None:
+        last_wave = candidate.lanes == self._width + self._backlog and 0 < self._backlog < self._width
+        self._bar = _HARMLESS if last_wave else _GROWTH
+        self._trial = candidate
+        self._set(candidate, now, done)
 
     def _candidates(self, now: float) -> Iterator[Decision]:
         if self._downward:
@@ -352,6 +359,8 @@ class Controller:
         """A neighbour, a few lanes more or fewer in turn; not fewer when that was found to be far worse."""
         self._looks += 1
         width, split = self._width, self._base.setting.split
+        if width < self._base.setting.lanes:
+            return None  # nothing left to hand out: too late to learn anything
         step = max(1, width // 2)
         most = self.ceiling if split else min(self.ceiling, width + self._backlog)
         more, fewer = Decision(min(width + step, most), split), Decision(max(1, width - step), split)
@@ -359,6 +368,15 @@ class Controller:
         far_worse = [t.lanes for t, rate in self._tried.items() if rate < _FALL * self._base.rate]
         hopeless = max((lanes for lanes in far_worse if lanes < width), default=0)
         return next((c for c in choice if c.lanes != width and c.lanes > hopeless), None)
+
+    def _last_wave(self) -> Decision | None:
+        """All spans left at once, where the last ones would else leave lanes idle; harmless is good enough then."""
+        width = self._width
+        everything = Decision(width + self._backlog, self._base.setting.split)
+        if not 0 < self._backlog < width or everything.lanes > self.ceiling:
+            return None
+        known = [rate for t, rate in self._tried.items() if width < t.lanes <= 2 * width]
+        return None if any(rate < _HARMFUL * self._base.rate for rate in known) else everything
 
     def _set(self, setting: Decision, now: float, done: int) -> None:
         if setting != self._decision:

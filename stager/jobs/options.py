@@ -57,6 +57,5 @@ class WarmOptions:
     hold: Hold = Hold()
     timeout: float | None = None
     stall_timeout: float | None = 300.0
-    dry_run: bool = False
     marker: str = DEFAULT_PATH
     marker_named: bool = False

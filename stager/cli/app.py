@@ -1,0 +1,108 @@
+"""The command group, and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import traceback
+from typing import NoReturn
+
+import click
+
+from stager import __version__
+from stager.core.errors import StagerError, UsageError
+from stager.core.events import Failure
+
+_COMMANDS = {
+    "warm": "Read model files into the page cache, prove it, and open the gate.",
+    "check": "Say what a warm run would do and how it would end; warm nothing.",
+    "status": "Show what is resident now, file by file, and how that is known.",
+    "run": "Warm, then become the engine: `stager run --warm DIR -- CMD ARG...`.",
+    "ready": "Answer by exit code whether the marker says ready and is still true.",
+    "wait": "Wait until `ready` would say yes.",
+    "evict": "Give the pages of files back to the system.",
+}
+
+
+class _Group(click.Group):
+    """Imports a command's module when the command is used: `--help` needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"stager.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="stager", message="%(prog)s %(version)s")
+def _stager() -> None:
+    """Model files into the page cache, verified, before the engine starts.
+
+    \b
+    Examples:
+      stager check /models/r1              will it fit, will it stay, is it whole?
+      stager warm /models/r1 -P 16         read it into memory, write the ready marker
+      stager run --warm /models/r1 -- vllm serve /models/r1
+      stager ready                         0 when warm, for a probe
+
+    \b
+    Exit codes: 0 done, 1 bug, 2 usage, 3 the answer is no, 4 memory refused, 6 access, 7 not found,
+    8 incomplete or corrupt, 9 local I/O, 10 deadline or stall, 11 the mount drops pages, 128+N signal N.
+    """
+
+
+def run(argv: list[str]) -> NoReturn:
+    """Run the command in `argv` and leave with its exit code."""
+    try:
+        code = _stager.main(args=argv, prog_name="stager", standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        code = exc.exit_code
+    except click.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        code = 130
+    except click.ClickException as exc:
+        code = say(_from_click(exc), argv)
+    except StagerError as exc:
+        code = say(exc, argv)
+    except Exception as exc:  # a bug: one line for people, the traceback on request
+        if "-vv" in argv:
+            traceback.print_exc()
+        hint = None if "-vv" in argv else "this is a bug of stager; `-vv` shows where"
+        code = say(StagerError(f"{type(exc).__name__}: {exc}", hint=hint), argv)
+    leave(code if isinstance(code, int) else 0)
+
+
+def say(error: StagerError, argv: list[str]) -> int:
+    """Print `error` as text on stderr, or as JSON on stdout when that was asked for; its exit code."""
+    from stager.engine.report import make_reporter
+
+    reporter = make_reporter(json="--json" in argv or bool(os.environ.get("STAGER_JSON")), progress="none")
+    reporter.emit(Failure.of(error))
+    reporter.close()
+    return error.exit_code
+
+
+def _from_click(exc: click.ClickException) -> UsageError:
+    message = exc.format_message()
+    message = message[:1].lower() + message[1:].rstrip(".")
+    command = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx is not None else "stager"
+    return UsageError(message, hint=f"see `{command} --help`")
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with `code`, also when a thread hangs in a read: an ordinary exit would wait for it for ever."""
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)

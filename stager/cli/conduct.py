@@ -1,0 +1,82 @@
+"""Running a job for a command: reporter, signals, the last error line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from stager.core.errors import StagerError
+from stager.core.events import Failure, Note
+from stager.core.units import shown
+from stager.engine import runtime
+from stager.engine.report import ProgressMode, Reporter, make_reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a command reports."""
+
+    json: bool = False
+    progress: ProgressMode = "auto"
+    quiet: bool = False
+    verbose: int = 0
+
+
+class Job(Protocol):
+    """What `conduct` runs."""
+
+    async def run(self) -> int:
+        """Do it; the exit code."""
+        ...
+
+    def withdraw(self, reason: str) -> None:
+        """A signal came: take back what must not outlive the run. At once, whatever else is going on."""
+        ...
+
+    def stuck(self) -> list[str]:
+        """Names of files in which a read hangs."""
+        ...
+
+
+class Plain:
+    """A job that has nothing to take back."""
+
+    def __init__(self, run: Callable[[], Awaitable[int]]) -> None:
+        self._run = run
+
+    async def run(self) -> int:
+        """Do it; the exit code."""
+        return await self._run()
+
+    def withdraw(self, reason: str) -> None:
+        """Nothing to take back."""
+
+    def stuck(self) -> list[str]:
+        """Nothing known beyond `runtime.hanging`."""
+        return []
+
+
+def conduct(output: Output, make: Callable[[Reporter], Job]) -> int:
+    """Run the job that `make` gives; its exit code, or that of the error or signal that ended it."""
+    reporter = make_reporter(json=output.json, progress=output.progress, quiet=output.quiet)
+    job: Job | None = None
+
+    def stop(signum: int) -> None:
+        assert job is not None
+        job.withdraw(f"stopped by {signal.Signals(signum).name}")
+
+    try:
+        job = make(reporter)
+        code = runtime.run(job.run, on_stop=stop, on_poke=reporter.print_now)
+    except StagerError as error:
+        reporter.emit(Failure.of(error))
+        code = error.exit_code
+    finally:
+        hanging = sorted({*(job.stuck() if job else []), *runtime.hanging()})
+        if hanging:
+            names = ", ".join(shown(name) for name in hanging[:4])
+            reporter.emit(Note("warning", "hanging", f"left behind, the kernel does not let go: {names}"))
+        reporter.close()
+    return code

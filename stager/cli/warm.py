@@ -1,0 +1,40 @@
+"""``stager warm``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from stager.cli.conduct import Output, Plain, conduct
+from stager.cli.options import PATHS, option, with_output, with_warm_options
+from stager.jobs.options import WarmOptions
+
+
+@click.command("warm")
+@PATHS
+@with_warm_options
+@option("--dry-run", is_flag=True, help="Say what would happen, like `stager check`.")
+@with_output
+def command(
+    paths: tuple[str, ...], warm: Callable[[tuple[str, ...]], WarmOptions], *, dry_run: bool, output: Output
+) -> int:
+    """Read model files into the page cache, prove that they are resident, and write the ready marker.
+
+    PATH is a folder or a file; a second run reads nothing. SIGUSR1 prints where it stands.
+
+    \b
+    Examples:
+      stager warm /models/r1
+      stager warm /mnt/oss/r1 -P 16 --fail-open --timeout 20m      as an init container
+      stager warm /models/r1 --limit 700Gi --reserve 40GiB         the pod's limit, told by the downward API
+      stager warm /models/r1 --hold until:http://localhost:8000/health
+    """
+    options = warm(paths)
+    if dry_run:
+        from stager.jobs.check import check
+
+        return conduct(output, lambda reporter: Plain(lambda: check(options, reporter)))
+    from stager.jobs.warm import Warm
+
+    return conduct(output, lambda reporter: Warm(options, reporter))
