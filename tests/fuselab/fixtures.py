@@ -39,7 +39,7 @@ class FuseMount:
             options["synthetic"] = [f"{name}={size}" for name, size in synthetic.items()]
         self._arguments = _arguments({"lifetime": LIFETIME_S, **options})
         self._process: subprocess.Popen[bytes] | None = None
-        self.pid = self.minor = -1
+        self.pid = self.minor = 0
         try:
             self._start()
         except BaseException:
@@ -70,7 +70,7 @@ class FuseMount:
         if self._process is None:
             return self._read_counters()
         before = self._read_counters().get("dump", 0)
-        os.kill(self.pid, signal.SIGUSR1)
+        self._process.send_signal(signal.SIGUSR1)  # Popen never signals a pid that it has reaped
         end = time.monotonic() + 10
         while time.monotonic() < end:
             found = self._read_counters()
