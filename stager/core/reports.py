@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from stager.core.events import Event, residency_columns
 from stager.core.model import Residency
-from stager.core.units import format_duration, format_percent, format_size, shown
+from stager.core.units import count, format_duration, format_percent, format_size, shown
 
 
 def resident_text(residency: Residency) -> str:
@@ -26,10 +26,6 @@ def resident_text(residency: Residency) -> str:
         return f"at least {part}/{whole} resident (estimated: {residency.why or residency.known.value})"
     percent = "" if residency.complete else f", {format_percent(residency.resident, residency.total)}"
     return f"{part}/{whole} resident ({residency.known.value}{percent})"
-
-
-def _files(count: int) -> str:
-    return f"{count} file" if count == 1 else f"{count} files"
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class WarmSummary(Event):
         return "\n".join([*self._missing_lines(), self.last_line()])
 
     def _missing_lines(self) -> list[str]:
-        lines = [f"  missing {format_size(count):>10}  {shown(path)}" for path, count in self.missing[:10]]
+        lines = [f"  missing {format_size(size):>10}  {shown(path)}" for path, size in self.missing[:10]]
         if len(self.missing) > 10:
             lines.append(f"  and {len(self.missing) - 10} more files with missing pages")
         return lines
@@ -80,9 +76,9 @@ class WarmSummary(Event):
     def last_line(self) -> str:
         """The summary on one line, for logs and /dev/termination-log."""
         head = f"{self.state}: " if self.state != "ready" else "ready: "
-        parts = [resident_text(self.residency), _files(self.files)]
+        parts = [resident_text(self.residency), count(self.files, "file")]
         if self.read:
-            how = f"{self.lanes} lanes" if self.lanes != 1 else "1 lane"
+            how = count(self.lanes, "lane")
             parts.append(
                 f"read {format_size(self.read)} in {format_duration(self.seconds)} ({format_size(self.rate)}/s, {how}, {self.touch})"
             )
@@ -131,7 +127,7 @@ class StatusTotal(Event):
 
     def text(self) -> str:
         """The total in the columns of the files; what is certain even when the total is not."""
-        line = f"{residency_columns(self.residency)}  total of {_files(self.files)}"
+        line = f"{residency_columns(self.residency)}  total of {count(self.files, 'file')}"
         if self.residency.resident is None and self.resident_exact:
             line += f" ({format_size(self.resident_exact)} of it certainly resident)"
         return line
@@ -158,10 +154,15 @@ class EvictSummary(Event):
             lines.append(f"  and {len(self.stayed) - 20} more files with pages that stayed")
         if self.before is None or self.after is None:
             return "\n".join(
-                [*lines, f"asked the kernel to drop {_files(self.files)}; what was resident is unknown here"]
+                [
+                    *lines,
+                    f"asked the kernel to drop {count(self.files, 'file')}; what was resident is unknown here",
+                ]
             )
         gone = format_size(self.before - self.after)
-        return "\n".join([*lines, f"gave back {gone} of {format_size(self.before)} in {_files(self.files)}"])
+        return "\n".join(
+            [*lines, f"gave back {gone} of {format_size(self.before)} in {count(self.files, 'file')}"]
+        )
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``3 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shown(path: str) -> str:
     """A file name fit for one line of output: control characters and undecodable bytes as backslash escapes."""
     if path.isprintable():

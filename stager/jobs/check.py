@@ -10,7 +10,7 @@ from stager.core.budget import describe
 from stager.core.errors import StagerError
 from stager.core.outcome import Result, verdict, worst
 from stager.core.reports import Forecast, resident_text
-from stager.core.units import MIB, format_duration, format_size, shown
+from stager.core.units import MIB, count, format_duration, format_size, shown
 from stager.engine import runtime
 from stager.jobs.survey import MountFacts, Survey, Surveyor
 from stager.jobs.warm import result_of
@@ -101,7 +101,8 @@ def _sections(survey: Survey, options: WarmOptions, result: Result, seconds: flo
         sections.append(("memory", tuple(lines)))
     sections.append(("plan", tuple(_plan_lines(survey, options, seconds))))
     outcome = verdict(result, options.mode)
-    because = "" if result is Result.RESIDENT else f" ({result.value.replace('_', ' ')})"
+    told = result is Result.RESIDENT or result.value == outcome.state.value
+    because = "" if told else f" ({result.value.replace('_', ' ')})"
     sections.append(
         ("verdict", (f"a run would end {outcome.state.value}{because}, exit {outcome.exit_code}",))
     )
@@ -109,10 +110,10 @@ def _sections(survey: Survey, options: WarmOptions, result: Result, seconds: flo
 
 
 def _model_lines(survey: Survey) -> list[str]:
-    names = ", ".join(survey.format_names) or "no known model format"
-    left_out = len(survey.found.skipped)
-    passed_over = f"; {left_out} names left out" if left_out else ""
-    return [f"{names}: {len(survey.files)} files, {format_size(survey.total)}{passed_over}"]
+    names = ", ".join(survey.format_names).replace("unknown", "no known format")
+    skipped = survey.found.skipped
+    passed_over = f"; {count(len(skipped), 'name')} left out" if skipped else ""
+    return [f"{names}: {count(len(survey.files), 'file')}, {format_size(survey.total)}{passed_over}"]
 
 
 def _complete_lines(survey: Survey) -> list[str]:
@@ -121,7 +122,8 @@ def _complete_lines(survey: Survey) -> list[str]:
         head = "no" if survey.proven() else "nothing proves it incomplete, but"
         return [head, *lines]
     judged_by = "manifest, index and headers" if survey.manifest else "index and headers; no manifest"
-    return [f"yes, by {judged_by}" if survey.format_names else "unknown: nothing to judge it by"]
+    known = survey.manifest or any(name != "unknown" for name in survey.format_names)
+    return [f"yes, by {judged_by}" if known else "unknown: no manifest, and no format that could tell"]
 
 
 def _origin_lines(survey: Survey) -> list[str]:
@@ -163,12 +165,17 @@ def _mount_lines(facts: MountFacts, survey: Survey, options: WarmOptions) -> lis
 def _plan_lines(survey: Survey, options: WarmOptions, seconds: float | None) -> list[str]:
     plan = survey.plan
     assert plan is not None
-    if not plan.read:
-        return ["nothing to read"]
     order = "load order, whole files, up to the budget" if plan.partial else f"{options.order.value} order"
-    lines = [f"read {format_size(plan.read)} in {len(plan.chosen)} files, {order}"]
+    left = (
+        f"{format_size(plan.read)} in {count(len(plan.chosen), 'file')}, {order}" if plan.read else "nothing"
+    )
+    lines = [f"read {left}"]
     if plan.skipped:
-        lines.append(f"{len(plan.skipped)} files do not fit, first {shown(plan.skipped[0].path)}")
+        lines.append(
+            f"{count(len(plan.skipped), 'file')} left out for want of room, first {shown(plan.skipped[0].path)}"
+        )
+    if not plan.read:
+        return lines
     if options.max_rate:
         lines.append(f"about {format_duration(plan.read / options.max_rate)} at --max-rate")
     elif seconds:

@@ -92,6 +92,10 @@ class _Scene:
     def name(self, at: int) -> str:
         return posixpath.basename(self._entries[at].path)
 
+    def model(self, at: int) -> tuple[str, str]:
+        """Which model and which variant of it the name says."""
+        return names.stem(self.name(at)), names.variant(self.name(at))
+
     def checkpoints(self, kind: Family) -> list[_Checkpoint]:
         """First those that an index describes, then numbered sets and single files."""
         found: list[_Checkpoint] = []
@@ -157,8 +161,8 @@ def _place_safetensors(out: Folder, scene: _Scene, found: list[_Checkpoint]) -> 
     A folder may hold one model twice (a variant, a consolidated copy, an older sharding): one that is whole
     suffices, and what the others lack is a remark.
     """
-    variants = {names.variant(scene.name(at)) for c in found if c.indexed for at in c.members}
-    loading = [c for c in found if c.members and (c.indexed or _own_variant(scene, c, variants))]
+    covered = {scene.model(at) for c in found if c.indexed for at in c.members}
+    loading = [c for c in found if c.members and (c.indexed or _uncovered(scene, c, covered))]
     loading.sort(key=lambda c: (not c.canonical, _later(scene, c.members[0])))
     has_model = any(c.canonical and not names.is_consolidated(scene.name(c.members[0])) for c in loading)
     for checkpoint in loading:
@@ -181,13 +185,9 @@ def _place_safetensors(out: Folder, scene: _Scene, found: list[_Checkpoint]) -> 
     ]
 
 
-def _own_variant(scene: _Scene, checkpoint: _Checkpoint, indexed: set[str]) -> bool:
-    """True for a model that no index covers: there is none, or only one of another variant (fp16)."""
-    if not indexed:
-        return True
-    name = scene.name(checkpoint.members[0])
-    model = checkpoint.canonical and not names.is_consolidated(name)
-    return model and names.variant(name) not in indexed
+def _uncovered(scene: _Scene, checkpoint: _Checkpoint, covered: set[tuple[str, str]]) -> bool:
+    """True for a model that no index covers: there is none, or only those of other models and variants (fp16)."""
+    return not covered or (checkpoint.canonical and scene.model(checkpoint.members[0]) not in covered)
 
 
 def _later(scene: _Scene, at: int) -> tuple[bool, str]:
