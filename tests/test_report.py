@@ -496,6 +496,7 @@ def child(body: str, tail: str = "", **options: Any) -> subprocess.Popen[bytes]:
     """A process that runs `body` after SCRIPT; `tail` is shell redirection."""
     command = ["sh", "-c", f'exec "$0" "$@" {tail}', sys.executable, "-c", SCRIPT + body]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"} | options.pop("env", {})
+    env.pop("PYTHONUNBUFFERED", None)  # it hides what a buffered stdout does at exit
     return subprocess.Popen(command, env=env, cwd=ROOT, **options)
 
 
@@ -542,6 +543,22 @@ def test_both_closed() -> None:
     for as_json, progress in MODES:
         process = child(EVERYTHING.format(json=as_json, progress=progress), ">&- 2>&-")
         assert finish(process)[0] == 74
+
+
+def test_a_file_that_got_the_number_of_a_closed_stream_stays_as_it_is(tmp_path: Path) -> None:
+    victim = tmp_path / "model.bin"
+    victim.write_bytes(b"weights")
+    body = f"""
+assert os.open({str(victim)!r}, os.O_RDWR) == 1
+assert os.open({str(victim)!r}, os.O_RDWR) == 2
+for json in (False, True):
+    r = make_reporter(json=json, progress="lines")
+    r.emit(note("n")); r.emit(result())
+    r.close()
+    if not r.stdout_failed: sys.exit(3)
+"""
+    assert finish(child(body, ">&- 2>&-"))[0] == 0
+    assert victim.read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("tail", [">/dev/full", "2>/dev/full", ">/dev/full 2>&1"])
