@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from stager.jobs.survey import MountFacts, Survey, Surveyor
 from stager.jobs.warm import result_of
 from stager.node import filesystems
 from stager.node import marker as marker_file
+from stager.node.files import opened
 from stager.node.filesystems import Pattern
 from stager.node.memory import Gauge
 from stager.node.touch import SpliceKit
@@ -193,8 +193,7 @@ def _sample(survey: Survey) -> float | None:
     span = max(survey.plan.spans, key=lambda one: one.length)
     kit = SpliceKit()
     try:
-        fd = os.open(survey.files[span.index].path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(survey.files[span.index].path) as fd:
             moved, started = 0, time.monotonic()
             while moved < min(_SAMPLE, span.length) and time.monotonic() - started < _SAMPLE_S:
                 step = kit.touch(fd, span.offset + moved, span.length - moved)
@@ -202,8 +201,6 @@ def _sample(survey: Survey) -> float | None:
                     break
                 moved += step
             took = time.monotonic() - started
-        finally:
-            os.close(fd)
     except OSError:
         return None
     finally:

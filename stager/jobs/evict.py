@@ -16,6 +16,7 @@ from stager.engine import runtime
 from stager.jobs.gate import Gate
 from stager.jobs.survey import Survey, Surveyor, measure
 from stager.node import pagecache
+from stager.node.files import opened
 from stager.node.filesystems import Pattern
 
 if TYPE_CHECKING:
@@ -79,20 +80,15 @@ def _evict(survey: Survey, file: LocalFile) -> _Evicted:
     if facts.traits.pattern is Pattern.MEMORY:
         return _Evicted(file.size, file.size, "the file is memory; delete it to give it back")
     try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        with opened(file.path) as fd:
+            before, _ = measure(fd, facts)
+            with suppress(OSError):
+                os.fdatasync(fd)  # dirty pages cannot be dropped
+            pagecache.evict(fd)
+            after, _ = measure(fd, facts)
+            return _Evicted(before.resident, after.resident)
     except OSError as exc:
         return _Evicted(None, None, os.strerror(exc.errno or 0).lower())
-    try:
-        before, _ = measure(fd, facts)
-        with suppress(OSError):
-            os.fdatasync(fd)  # dirty pages cannot be dropped
-        pagecache.evict(fd)
-        after, _ = measure(fd, facts)
-        return _Evicted(before.resident, after.resident)
-    except OSError as exc:
-        return _Evicted(None, None, os.strerror(exc.errno or 0).lower())
-    finally:
-        os.close(fd)
 
 
 def _mapped_by(survey: Survey, results: list[_Evicted]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from stager.engine import runtime
 from stager.engine.lanes import Checkpoint, Lanes, Lease
 from stager.engine.pace import Controller
 from stager.jobs.survey import Survey, policy_of, resident_bytes
+from stager.node.files import opened
 from stager.node.filesystems import Pattern
 from stager.node.touch import STEP, Kit, PopulateKit, SpliceKit
 
@@ -107,17 +108,14 @@ class Reading:
         file = self._survey.files[index]
         if index in self._failed:
             return
+        offset = None
         try:
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            with opened(file.path) as fd:
+                offset = lease.position
+                self._read_open(fd, lease, kit, checkpoint)
         except OSError as exc:
-            self._fail(index, None, exc)
-            return
-        try:
-            self._read_open(fd, lease, kit, checkpoint)
-        except OSError as exc:
-            self._fail(index, lease.position, exc)
+            self._fail(index, offset if offset is None else lease.position, exc)
         finally:
-            os.close(fd)
             self.touches.add(kit.name)
 
     def _read_open(self, fd: int, lease: Lease, kit: Kit, checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ from stager.engine import runtime
 from stager.jobs.survey import Survey, Surveyor, measure
 from stager.node import pagecache
 from stager.node.canary import Keeps
+from stager.node.files import opened
 
 if TYPE_CHECKING:
     from stager.core.model import LocalFile
@@ -58,13 +59,10 @@ def _residency(survey: Survey, file: LocalFile) -> Residency:
     if facts.keeps is not Keeps.YES:
         return Residency.unknown(file.size, "not opened: opening it may drop its pages")
     try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        with opened(file.path) as fd:
+            residency, _ = measure(fd, facts)
+            return (
+                pagecache.estimate(fd, seed=file.identity.inode) if residency.resident is None else residency
+            )
     except OSError as exc:
         return Residency.unknown(file.size, os.strerror(exc.errno or 0).lower())
-    try:
-        residency, _ = measure(fd, facts)
-        return pagecache.estimate(fd, seed=file.identity.inode) if residency.resident is None else residency
-    except OSError as exc:
-        return Residency.unknown(file.size, os.strerror(exc.errno or 0).lower())
-    finally:
-        os.close(fd)

@@ -32,7 +32,7 @@ from stager.core.units import MIB, shown
 from stager.engine import runtime
 from stager.node import canary, filesystems, memory, mounts, pagecache
 from stager.node.canary import Keeps
-from stager.node.files import Found, walk
+from stager.node.files import Found, opened, walk
 from stager.node.filesystems import Pattern, Traits
 from stager.node.touch import STEP
 
@@ -152,11 +152,8 @@ class Surveyor:
         entries = [file.entry for file in below]
 
         def read(index: int, offset: int, length: int) -> bytes:
-            fd = os.open(below[index].path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
+            with opened(below[index].path) as fd:
                 return os.pread(fd, length, offset)
-            finally:
-                os.close(fd)
 
         try:
             model = formats.detect(entries, read)
@@ -233,22 +230,16 @@ class Surveyor:
         facts = survey.facts(file)
         whole = ((0, file.size),) if file.size else ()
         try:
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            with opened(file.path) as fd:
+                stale = "asked for with --fresh" if fresh else self._stale(file, facts)
+                if stale and drop:
+                    pagecache.evict(fd)
+                residency, holes = measure(fd, facts)
+                defects = self._check_header(survey, index, fd) if headers else ()
         except OSError as exc:
             return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
-        try:
-            stale = "asked for with --fresh" if fresh else self._stale(file, facts)
-            if stale and drop:
-                pagecache.evict(fd)
-            residency, holes = measure(fd, facts)
-            defects = self._check_header(survey, index, fd) if headers else ()
-        except OSError as exc:
-            return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
-        finally:
-            os.close(fd)
-        return Look(
-            residency, holes, defects, stale, self._origin_known(file, facts, stale) or not residency.resident
-        )
+        origin_known = self._origin_known(file, facts, stale) or not residency.resident
+        return Look(residency, holes, defects, stale, origin_known)
 
     def _origin_known(self, file: LocalFile, facts: MountFacts, stale: str) -> bool:
         """Whether the resident pages are certainly those of this file: checked by the filesystem, dropped, or vouched for."""

@@ -14,7 +14,7 @@ from stager.engine import runtime
 from stager.jobs.reading import problem_of
 from stager.jobs.survey import measure
 from stager.node import pagecache
-from stager.node.files import identity_of
+from stager.node.files import identity_of, opened
 from stager.node.touch import ReadKit
 
 if TYPE_CHECKING:
@@ -50,17 +50,12 @@ def _verify(survey: Survey, index: int, *, again: frozenset[int], estimate: bool
     if survey.looks[index].problem is not None:
         return Verified(survey.looks[index].residency)
     try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        return Verified(Residency.unknown(file.size, "vanished"), problem=problem_of(file, None, exc))
-    try:
-        return _verify_open(fd, file, facts, again=index in again, estimate=estimate)
+        with opened(file.path) as fd:
+            return _verify_open(fd, file, facts, again=index in again, estimate=estimate)
     except OSError as exc:
         return Verified(
             Residency.unknown(file.size, "could not be read"), problem=problem_of(file, None, exc)
         )
-    finally:
-        os.close(fd)
 
 
 def _verify_open(fd: int, file: LocalFile, facts: MountFacts, *, again: bool, estimate: bool) -> Verified:

@@ -7,6 +7,7 @@ import time
 from enum import StrEnum
 
 from stager.node import pagecache
+from stager.node.files import opened
 from stager.node.syscalls import PAGE, Mapping
 
 
@@ -31,14 +32,10 @@ def ask(path: str, fstype: str) -> Keeps:
     residency can be counted; otherwise by the time that re-reading the page takes, against a resident page of our own.
     Raises ``OSError`` when the file cannot be opened or read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path) as fd:
         os.pread(fd, PAGE, 0)
         cached = min(_time_page(fd) for _ in range(9))
-    finally:
-        os.close(fd)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path) as fd:
         exact, why = pagecache.probe(fd, fstype)
         if exact is None:
             return Keeps.DIRECT if pagecache.DIRECT in why else _by_time(fd, cached)
@@ -46,8 +43,6 @@ def ask(path: str, fstype: str) -> Keeps:
             return Keeps.YES
         os.pread(fd, PAGE, 0)
         return Keeps.NO if exact.count(0, PAGE).cached else Keeps.DIRECT
-    finally:
-        os.close(fd)
 
 
 def _by_time(fd: int, cached: float) -> Keeps:

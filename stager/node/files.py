@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from stager.core.units import shown
 from stager.node import mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclass
@@ -37,6 +38,17 @@ class Found:
                 best[key] = file
         kept = {id(file) for file in best.values()}
         return [file for file in self.files if id(file) in kept]
+
+
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A descriptor of `path`, read-only. Opening raises ``OSError``; closing never does (a dead FUSE daemon makes it fail)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        with suppress(OSError):
+            os.close(fd)
 
 
 def identity_of(stat: os.stat_result) -> FileIdentity:
