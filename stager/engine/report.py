@@ -21,9 +21,7 @@ from stager.engine.outlet import Outlet
 
 ProgressMode = Literal["auto", "bar", "lines", "none"]
 
-FIRST_LINE = (
-    5.0  # seconds until the first plain line: soon enough to see life, late enough to spare short runs
-)
+FIRST_LINE = 5.0  # seconds until the first plain line: soon enough to see life, and it spares short runs
 JSON_INTERVAL = 1.0  # seconds between progress objects
 PATIENCE = 1.0  # seconds; a stopped run must have exited after 2
 _ERASE = "\r\x1b[K"
