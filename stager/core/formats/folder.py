@@ -147,8 +147,8 @@ class _Scene:
         numbers = {piece.number for at in group if (piece := names.part(self.name(at)))}
         missing = part.total - len(numbers) if part else 0
         if part and missing > 0:
-            first = 0 if 0 in numbers else 1  # some tools count from zero
-            hole = next(n for n in range(first, part.total + 1) if n not in numbers)
+            # A set that counts from zero has as many parts, so the first hole is found from 1 on as well.
+            hole = next(n for n in range(1, part.total + 1) if n not in numbers)
             text = f"missing: part of a numbered set ({missing} of {part.total} parts are missing)"
             path = posixpath.join(posixpath.dirname(self.path(group[0])), part.sibling(hole))
             defects.append(Defect(path, text, proven=kind is not Family.PYTORCH))
