@@ -183,7 +183,8 @@ class _Watch:
         self._stopped_by: int | None = None
 
     def until_done(self, deadline: float | None) -> Outcome:
-        end = self._began + max(deadline - SETTLE, deadline / 2) if deadline is not None else float("inf")
+        # Half of it for a worker that will not go, half for what the caller still has to do.
+        end = self._began + max(deadline - 2 * SETTLE, deadline / 2) if deadline is not None else float("inf")
         while True:
             code = self._reap()
             if code is not None:
