@@ -401,10 +401,6 @@ class TestRelease:
             process.communicate(b"end\n", timeout=10)
             assert within(2, lambda: not exists(worker))
 
-    def test_the_holder_is_asked_to_end_not_killed(self):
-        with started(launched("hold", "0", command=["true"])) as process:
-            assert b"let go" in process.communicate(timeout=10)[1]
-
 
 @pytest.mark.root
 class TestAsPidOne:

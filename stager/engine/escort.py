@@ -150,13 +150,13 @@ def _worker(work: Work, board: Board, caller: int) -> NoReturn:
 
 
 def _end_with(watched: int | None, pid: int) -> None:
-    """Send ourselves SIGTERM when process `pid` ends: a holder has nothing to hold for any longer."""
+    """Exit when process `pid` ends: a holder has nothing to hold for any longer, and the last word is not its own."""
     if watched is not None:
         select.select([watched], [], [])
     else:
         while os.path.exists(f"/proc/{pid}"):
             time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
 
 
 def _use_stderr_only() -> None:

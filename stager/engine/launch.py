@@ -117,8 +117,7 @@ def supervise(work: Work, *, deadline: float | None = None) -> Outcome:
     """Run `work` in a child process and return when it ends, when it releases us, or when its time is over.
 
     `work` gets a function ``release(exit_code)``: calling it lets this process go on at once with that exit code while
-    the worker continues, until it ends by itself or this process (also as the program it became) ends, when it gets
-    SIGTERM. In the worker stdin is /dev/null, stdout is stderr, and no other descriptor is open. The worker dies when
+    the worker continues, until it ends by itself or until this process (also as the program it became) ends. In the worker stdin is /dev/null, stdout is stderr, and no other descriptor is open. The worker dies when
     this process dies.
 
     At most `deadline` seconds pass, even where the worker cannot be killed. SIGTERM, SIGINT, SIGHUP and SIGUSR1 go to the

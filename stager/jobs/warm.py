@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stager.core.budget import binding_text
@@ -48,11 +49,17 @@ def result_of(error: StagerError) -> Result | None:
 
 
 class Warm:
-    """One warm run. `run` gives the exit code; what it found stays in the attributes for whoever asks after an early end."""
+    """One warm run. `run` gives the exit code; what it found stays in the attributes for whoever asks after an early end.
 
-    def __init__(self, options: WarmOptions, reporter: Reporter) -> None:
+    `concluded` is called with the exit code once the gate has its answer, before pages are held.
+    """
+
+    def __init__(
+        self, options: WarmOptions, reporter: Reporter, *, concluded: Callable[[int], None] | None = None
+    ) -> None:
         self._options = options
         self._reporter = reporter
+        self._concluded = concluded
         self._gate = Gate(options.marker, named=options.marker_named, reporter=reporter)
         self._gauge = Gauge(limit=options.memory.limit)
         self._survey: Survey | None = None
@@ -89,6 +96,8 @@ class Warm:
         outcome = self._conclude()
         if outcome.state is not MarkerState.FAILED and self._survey is not None:
             notify.sd_notify(ready=True, status=f"{outcome.state.value}")
+            if self._concluded is not None:
+                self._concluded(outcome.exit_code)
             await hold(self._survey, self._options.hold, self._gauge, self._reporter)
         return outcome.exit_code
 

@@ -1,0 +1,83 @@
+"""``stager run``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from stager.cli.conduct import Output, conduct
+from stager.cli.options import option, with_output, with_warm_options
+from stager.core.errors import UsageError
+from stager.engine.report import Reporter, make_reporter
+from stager.jobs.options import WarmOptions
+
+_PATIENCE_S = 0.2  # for a stderr that nobody reads; the engine is waiting
+
+
+@click.command("run")
+@option(
+    "--warm",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(),
+    help="Folder or file to warm; repeatable.",
+)
+@with_warm_options
+@option(
+    "--on-failure",
+    type=click.Choice(["start", "fail"]),
+    default="start",
+    show_default=True,
+    help="Whether CMD starts when warming failed. Never for a missing, incomplete or corrupt model.",
+)
+@with_output
+@click.argument("command_line", nargs=-1, required=True, metavar="-- CMD ARG...", type=click.UNPROCESSED)
+def command(
+    paths: tuple[str, ...],
+    warm: Callable[..., WarmOptions],
+    command_line: tuple[str, ...],
+    *,
+    on_failure: str,
+    output: Output,
+) -> int:
+    """Warm, then become CMD: the same process, its stdin and stdout untouched.
+
+    CMD starts when the pages are warm, and at the latest when --timeout is over, even if a read hangs so that it cannot be
+    killed. By default it starts even if warming was partial or failed. Everything stager says goes to stderr. With --hold,
+    CMD starts while a process of ours goes on holding the pages.
+
+    \b
+    Examples:
+      stager run --warm /models/r1 -- vllm serve /models/r1
+      stager run --warm /mnt/oss/r1 --timeout 20m -- python3 -m sglang.launch_server --model-path /mnt/oss/r1
+      stager run --warm /models/r1 --strict --on-failure fail -- ./serve.sh
+      stager run --warm /models/r1 --hold until:http://localhost:8000/health -- vllm serve /models/r1
+    """
+    if not paths:
+        raise UsageError("nothing to warm", hint="name the model: stager run --warm PATH -- CMD ARG...")
+    options = warm(paths, engine_shares_own=True)
+    if options.hold.idle:
+        raise UsageError(
+            "--idle is for `stager warm`", hint="CMD itself keeps the container alive; leave --idle out"
+        )
+    from stager.jobs.run import RunOptions, note_bypass, run
+    from stager.jobs.warm import Warm
+
+    def work(options: WarmOptions, release: Callable[[int], None]) -> int:
+        def make(reporter: Reporter) -> Warm:
+            note_bypass(command_line, reporter)
+            holds = options.hold.seconds is not None or options.hold.url is not None
+            return Warm(options, reporter, concluded=release if holds else None)
+
+        return conduct(output, make)
+
+    def reporter() -> Reporter:
+        return make_reporter(
+            json=output.json, progress="none", quiet=output.quiet, stdout=sys.stderr, patience=_PATIENCE_S
+        )
+
+    wanted = RunOptions(warm=options, command=command_line, start_anyway=on_failure == "start")
+    return run(wanted, work, reporter)
