@@ -15,7 +15,8 @@ def main() -> None:
     """The ``stager`` command."""
     # PID 1 has no default action for signals, and a job's own handlers come later than the imports.
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _leave_at_once)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under a shell's `&`: that choice is not ours
+            signal.signal(signum, _leave_at_once)
     argv = sys.argv[1:]
     if argv[:1] == ["ready"]:
         # A probe runs this every second: well-formed questions are answered before click is imported.
