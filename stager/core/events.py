@@ -1,6 +1,6 @@
 """Everything stager tells anybody: each event has a text and a JSON face, defined together.
 
-``as_json`` gives one flat object per event, ``{"v": 1, "type": ...}`` first, sizes in bytes, times in seconds.
+``as_json`` gives one object per event, ``{"v": 1, "type": ...}`` first, sizes in bytes, times in seconds.
 ``text`` gives the lines a person reads. Reporters (``stager.engine.report``) decide where they go.
 """
 

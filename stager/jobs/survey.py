@@ -7,6 +7,7 @@ them), so they run in threads; what they find is put together in a `Survey`.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,15 +15,11 @@ from typing import TYPE_CHECKING
 from stager.core import formats
 from stager.core.budget import Policy, admit
 from stager.core.errors import AccessDenied, NotFound, StagerError, from_oserror
-from stager.core.manifest import PATH as MANIFEST_PATH
-from stager.core.manifest import Manifest
 from stager.core.model import (
     Admission,
     Defect,
-    FileEntry,
     Known,
     LocalFile,
-    ModelFormat,
     Residency,
     sum_residency,
 )
@@ -30,6 +27,7 @@ from stager.core.plan import Candidate, Plan, make_plan
 from stager.core.select import selected
 from stager.core.units import MIB, shown
 from stager.engine import runtime
+from stager.jobs.recognising import digest_of, recognise
 from stager.node import canary, filesystems, memory, mounts, pagecache
 from stager.node.canary import Keeps
 from stager.node.files import Found, opened, walk
@@ -38,7 +36,6 @@ from stager.node.touch import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping as MappingType
-    from collections.abc import Sequence
 
     from stager.core.marker import ReadyMarker, WarmedFile
     from stager.jobs.options import Selection, WarmOptions
@@ -76,12 +73,13 @@ class Look:
 
 @dataclass
 class Survey:
-    """Everything known before the first byte is read. `files`, `looks` and `load_rank` run in parallel."""
+    """Everything known before the first byte is read. `files`, `looks` and `load_rank` run in parallel; `weights` are indexes into them."""
 
     found: Found
     files: list[LocalFile] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     load_rank: list[int] = field(default_factory=list)
+    weights: frozenset[int] = frozenset()
     format_names: tuple[str, ...] = ()
     defects: list[Defect] = field(default_factory=list)
     mounts: dict[int, MountFacts] = field(default_factory=dict)
@@ -129,53 +127,21 @@ class Surveyor:
 
     def _find(self) -> Survey:
         survey = Survey(walk(self._selection.paths))
-        ranks: dict[int, int] = {}
-        roots = list(dict.fromkeys(file.root for file in survey.found.files))
-        names: list[str] = []
-        for root in roots:
-            below = [file for file in survey.found.files if file.root == root]
-            model = self._recognise(root, below, survey)
-            names += [name for name in model.names if name not in names]
-            for position in model.order:
-                ranks[id(below[position])] = len(ranks)
-        survey.format_names = tuple(names)
-        kept = survey.found.once(lambda file: ranks[id(file)])
-        chosen = [f for f in kept if selected(f.entry.path, self._selection.include, self._selection.exclude)]
-        survey.files = chosen
-        survey.load_rank = [ranks[id(file)] for file in chosen]
-        survey.digest = survey.digest or _digest(chosen)
-        if not chosen:
+        known = recognise(survey.found, self._selection)
+        survey.format_names = tuple(known.names)
+        survey.defects = known.defects
+        survey.manifest = known.manifest
+        survey.files = [
+            file
+            for file in survey.found.once(lambda file: known.rank[id(file)])
+            if selected(file.entry.path, self._selection.include, self._selection.exclude)
+        ]
+        survey.load_rank = [known.rank[id(file)] for file in survey.files]
+        survey.weights = frozenset(at for at, file in enumerate(survey.files) if id(file) in known.weights)
+        survey.digest = known.digest or _digest(survey.files)
+        if not survey.files:
             raise self._nothing(survey)
         return survey
-
-    def _recognise(self, root: str, below: list[LocalFile], survey: Survey) -> ModelFormat:
-        entries = [file.entry for file in below]
-
-        def read(index: int, offset: int, length: int) -> bytes:
-            with opened(below[index].path) as fd:
-                return os.pread(fd, length, offset)
-
-        try:
-            model = formats.detect(entries, read)
-        except OSError as exc:
-            # An unreadable index says nothing of the shards; the file itself is named when it is looked at.
-            survey.found.errors.append(from_oserror(exc, f"`{shown(root)}`"))
-            model = ModelFormat((), tuple(range(len(entries))))
-        survey.defects += model.defects
-        self._apply_manifest(root, entries, survey)
-        return model
-
-    def _apply_manifest(self, root: str, entries: Sequence[FileEntry], survey: Survey) -> None:
-        try:
-            with open(os.path.join(root, MANIFEST_PATH), "rb") as file:
-                raw = file.read()
-        except OSError:  # no manifest: completeness is judged by index and headers
-            return
-        manifest = Manifest.parse(raw)
-        manifest.refuse_updating(root)
-        survey.manifest = True
-        survey.defects += manifest.defects(entries)
-        survey.digest = _hash([survey.digest.encode(), raw])
 
     def _nothing(self, survey: Survey) -> StagerError:
         where = ", ".join(f"`{shown(path)}`" for path in self._selection.paths)
@@ -223,7 +189,7 @@ class Surveyor:
             _LOOKERS,
         )
         for one in survey.looks:
-            survey.defects += one.defects
+            survey.defects += [defect for defect in one.defects if defect not in survey.defects]
 
     def _look(self, survey: Survey, index: int, *, fresh: bool, headers: bool, drop: bool) -> Look:
         file = survey.files[index]
@@ -258,11 +224,11 @@ class Surveyor:
 
     def _check_header(self, survey: Survey, index: int, fd: int) -> tuple[Defect, ...]:
         file = survey.files[index]
-        if not formats.is_weight(file.entry.path):
+        if index not in survey.weights:  # engines do not load it: a second copy, or no weight at all
             return ()
 
         def read(_index: int, offset: int, length: int) -> bytes:
-            return os.pread(fd, length, offset)
+            return _read_only(fd, offset, length)
 
         return tuple(formats.check_weight(file.entry, index, read))
 
@@ -320,6 +286,13 @@ def resident_bytes(survey: Survey) -> int:
     )
 
 
+def _read_only(fd: int, offset: int, length: int) -> bytes:
+    """Bytes of `fd` without the readahead behind them, a MiB and more: a file that will be left out stays cold."""
+    with suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    return os.pread(fd, length, offset)
+
+
 def _candidate(survey: Survey, index: int, *, anyway: bool) -> Candidate | None:
     file, look = survey.files[index], survey.looks[index]
     facts = survey.facts(file)
@@ -358,13 +331,4 @@ def _ask(path: str, fstype: str) -> tuple[Keeps, str]:
 
 
 def _digest(files: list[LocalFile]) -> str:
-    return _hash([f"{file.entry.path}\0{file.size}\n".encode("utf-8", "surrogateescape") for file in files])
-
-
-def _hash(parts: list[bytes]) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return digest_of([f"{f.entry.path}\0{f.size}\n".encode("utf-8", "surrogateescape") for f in files])

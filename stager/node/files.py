@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class Found:
     """What a walk gives: every file by every name, what was passed over and why, and folders that could not be read.
 
-    Hard links and symlinks to one file appear once per name: formats need the names. `once` keeps one of each.
+    Hard links and symlinks to one file appear once per name: formats need the names. `once` keeps one of each. `listed` are the
+    roots of which every folder could be listed: only there does a missing name prove something.
     """
 
     files: list[LocalFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     errors: list[StagerError] = field(default_factory=list)
+    listed: set[str] = field(default_factory=set)
 
     def once(self, rank: Callable[[LocalFile], int]) -> list[LocalFile]:
         """One entry per (device, inode): the one with the lowest `rank`, in the order found."""
@@ -73,7 +75,10 @@ def walk(paths: Sequence[str]) -> Found:
                 error.hint = "give the folder that holds the model's files"
             raise error from exc
         if stat_module.S_ISDIR(stat.st_mode):
+            errors = len(found.errors)
             _Walk(path, found, seen).folder(path, "")
+            if len(found.errors) == errors:
+                found.listed.add(path)
         elif stat_module.S_ISREG(stat.st_mode):
             root, name = os.path.split(path)
             _Walk(root, found, seen).file(path, name, stat)
