@@ -1,0 +1,35 @@
+"""Files that the plan leaves out stay as cold as they were: their headers were read, and no budget grants even that."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from stager.core.units import shown
+from stager.engine import runtime
+from stager.node import pagecache
+
+if TYPE_CHECKING:
+    from stager.jobs.survey import Survey
+
+_LOOKERS = 8
+
+
+async def forget(survey: Survey, *, keep: frozenset[int]) -> None:
+    """Drop the pages of files not in `keep` of which nothing was resident before they were looked at."""
+    paths = [
+        file.path
+        for index, (file, look) in enumerate(zip(survey.files, survey.looks, strict=True))
+        if index not in keep and look.residency.resident == 0 and not survey.facts(file).keeps.hopeless
+    ]
+    await runtime.in_threads(lambda path: f"looking at {shown(path)}", _drop, paths, _LOOKERS)
+
+
+def _drop(path: str) -> None:
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pagecache.evict(fd)
+        finally:
+            os.close(fd)
