@@ -46,7 +46,10 @@ class WarmedFile:
 
 @dataclass(frozen=True, slots=True)
 class ReadyMarker:
-    """The content of the marker file; see the module's docstring. `resident` is None when it could not be known."""
+    """The content of the marker file; see the module's docstring. `resident` is None when it could not be known.
+
+    `asked` are the PATHs of the run, symlinks resolved: the whole of what the marker speaks of. `paths` are the mounts.
+    """
 
     state: MarkerState
     reason: str
@@ -58,6 +61,7 @@ class ReadyMarker:
     time: float = 0.0
     version: str = ""
     pid: int = 0
+    asked: tuple[str, ...] = field(default=())
     paths: tuple[WarmedPath, ...] = field(default=())
     files: tuple[WarmedFile, ...] = field(default=())
 
@@ -77,6 +81,7 @@ class ReadyMarker:
             "pid",
         ):
             body[name] = getattr(self, name)
+        body["asked"] = list(self.asked)
         body["paths"] = [asdict(path) for path in self.paths]
         body["files"] = [
             [f.path, f.inode, f.size, f.mtime_ns, f.ctime_ns, f.etag, f.vouched] for f in self.files
@@ -101,6 +106,7 @@ class ReadyMarker:
                 float(body["time"]),
                 str(body["version"]),
                 int(body["pid"]),
+                tuple(str(path) for path in body["asked"]),
                 tuple(WarmedPath(**item) for item in body["paths"]),
                 tuple(WarmedFile(*row) for row in body["files"]),
             )

@@ -46,9 +46,15 @@ class Gate:
             replace(self._last, state=MarkerState.FAILED, reason=reason, resident=None, known="unknown")
         )
 
-    def surveyed(self, survey: Survey) -> None:
-        """Remember the identities of the files found: from now on cached pages belong to these."""
-        self._last = replace(self._last, files=_files(survey), paths=_paths(survey), digest=survey.digest)
+    def surveyed(self, survey: Survey, asked: tuple[str, ...]) -> None:
+        """Remember the identities of the files found under the PATHs `asked`: from now on cached pages belong to these."""
+        self._last = replace(
+            self._last,
+            files=_files(survey),
+            paths=_paths(survey),
+            asked=tuple(os.path.realpath(path) for path in asked),
+            digest=survey.digest,
+        )
 
     def open(self, state: MarkerState, reason: str, residency: Residency) -> None:
         """Write the final marker, `failed` included."""

@@ -72,7 +72,11 @@ def _objection(
 
 
 def _covers(found: ReadyMarker, real: str) -> bool:
-    return any(file.path == real or file.path.startswith(real.rstrip("/") + "/") for file in found.files)
+    """Whether all of `real` was warmed: it is a PATH of the run, one of its files, or a folder of files inside a PATH."""
+    if real in found.asked or any(file.path == real for file in found.files):
+        return True
+    inside = any(real.startswith(path.rstrip("/") + "/") for path in found.asked)
+    return inside and any(file.path.startswith(real + "/") for file in found.files)
 
 
 def _remount_is_possible(found: ReadyMarker) -> bool:

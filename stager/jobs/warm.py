@@ -21,6 +21,7 @@ from stager.core.outcome import MarkerState, Mode, Result, Verdict, verdict, wor
 from stager.core.reports import WarmSummary
 from stager.core.units import format_percent, format_size, shown
 from stager.engine import runtime
+from stager.jobs import leftout
 from stager.jobs.explain import failure_of, note_defects, note_findings
 from stager.jobs.gate import Gate
 from stager.jobs.hold import hold
@@ -107,10 +108,14 @@ class Warm:
         await surveyor.ask_mounts(survey)
         self._survey = survey
         await surveyor.look(survey, fresh=self._options.fresh)
-        self._gate.surveyed(survey)
+        self._gate.surveyed(survey, self._options.selection.paths)
         surveyor.judge(survey, self._options, self._gauge)
         note_findings(survey, self._options, self._reporter)
         note_defects(survey, self._reporter)
+        assert survey.plan is not None
+        if survey.plan.partial:
+            strict = self._options.mode is Mode.STRICT
+            await leftout.forget(survey, keep=frozenset(() if strict else survey.plan.chosen))
         if self._refused(survey):
             return
         await self._read(survey)
