@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.fuselab.fixtures"]
+pytest_plugins = ["tests.fuselab.fixtures", "tests.harness"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
