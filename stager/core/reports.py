@@ -23,7 +23,7 @@ def resident_text(residency: Residency) -> str:
     if part.split()[1] == whole.split()[1]:
         part = part.split()[0]
     if not residency.known.exact:
-        return f"at least {part}/{whole} resident (estimated: {residency.why or residency.known.value})"
+        return f"at least {part}/{whole} resident ({residency.known.value}, an estimate)"
     percent = "" if residency.complete else f", {format_percent(residency.resident, residency.total)}"
     return f"{part}/{whole} resident ({residency.known.value}{percent})"
 

@@ -62,7 +62,9 @@ def _residency(survey: Survey, file: LocalFile) -> Residency:
         with opened(file.path) as fd:
             residency, _ = measure(fd, facts)
             return (
-                pagecache.estimate(fd, seed=file.identity.inode) if residency.resident is None else residency
+                pagecache.estimate(fd, because=residency.why, seed=file.identity.inode)
+                if residency.resident is None
+                else residency
             )
     except OSError as exc:
         return Residency.unknown(file.size, os.strerror(exc.errno or 0).lower())

@@ -65,7 +65,7 @@ def _verify_open(fd: int, file: LocalFile, facts: MountFacts, *, again: bool, es
         back = _fill(fd, holes)
         residency, _ = measure(fd, facts)
     if residency.resident is None and estimate:
-        residency = pagecache.estimate(fd, seed=file.identity.inode)
+        residency = pagecache.estimate(fd, because=residency.why, seed=file.identity.inode)
     if not identity_of(os.fstat(fd)).same_content(file.identity):
         changed = FileProblem(file.entry.path, None, "ESTALE", "changed while it was being warmed")
         return Verified(Residency.unknown(file.size, "changed"), back, changed)
