@@ -230,6 +230,9 @@ class Warm:
             return f"resident {have}, --min-resident asks for {100 * (self._options.min_resident or 0):g}%"
         if result is Result.PARTIAL:
             return self._why_partial(survey)
+        if result is Result.UNKNOWN:
+            inexact = (one.residency.why for one in self._verified if not one.residency.known.exact)
+            return f"no exact count: {next(inexact, '')}"
         if result is Result.LOST:
             return "some pages did not stay after two reads"
         return ""

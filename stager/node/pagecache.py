@@ -218,10 +218,8 @@ def estimate(fd: int, *, because: str, samples: int = 512, seed: int = 0) -> Res
             )
         timed = _timed_hits(fd, chosen)
         if timed is None:
-            return Residency.unknown(
-                size, "reads of resident and missing pages take about the same time here"
-            )
-        hits, known, why = timed, Known.TIMED, f"{len(chosen)} reads timed"
+            return Residency.unknown(size, f"{because}; resident and missing pages read about as fast")
+        hits, known = timed, Known.TIMED
     finally:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)
     # When every page was asked there is no sampling error, but pages come and go: still an estimate, still below all.
