@@ -257,6 +257,8 @@ class Run:
         busy = sum(lane.lease is not None for lane in self.lanes)
         decision = self.controller.observe(now, self.counted, busy=busy, backlog=backlog)
         assert 1 <= decision.lanes <= self.controller.ceiling
+        if self.split and not decision.split:
+            self.supply.rejoin()
         self.split = decision.split
         working = [lane for lane in self.lanes if not lane.retired]
         for lane in working[decision.lanes :]:

@@ -213,6 +213,8 @@ class Lanes(Generic[K]):
     def _decide(self) -> Decision:
         backlog = self._supply.backlog(split=self._split)
         decision = self._controller.observe(time.monotonic(), self.done, busy=self.busy, backlog=backlog)
+        if self._split and not decision.split:
+            self._supply.rejoin()
         self._split = decision.split
         return decision
 

@@ -29,8 +29,9 @@ _GROWTH = 1.05
 _HARMLESS = 0.96
 _HARMFUL = 0.9
 _SURE = 2.0  # standard errors
-# No measured epoch is believed to be better than if single ticks scattered by this much.
-_TICK_SCATTER = 0.12
+# Until it is seen, single ticks are believed to scatter by this much, as if seen in this many ticks.
+_TICK_SCATTER = 0.2
+_BELIEF = 5
 # While settled, rates are compared in blocks of this length; two in a row outside these bounds are a change.
 _BLOCK_S = 1.5
 _FALL = 0.75
@@ -113,8 +114,9 @@ class _Meter:
         follows = sum(a * b for a, b in itertools.pairwise(off)) / (sum(x * x for x in off) or 1.0)
         # Regular bursts even out, which a few ticks cannot tell from luck.
         follows = min(0.8, max(-0.5 if count >= 10 else 0.0, follows))
-        spread = math.sqrt(variance * (1 + follows) / (1 - follows))
-        return max(spread, _TICK_SCATTER * self.rate) / math.sqrt(count)
+        variance *= (1 + follows) / (1 - follows)
+        believed = (_TICK_SCATTER * self.rate) ** 2
+        return math.sqrt((variance * (count - 1) + believed * _BELIEF) / (count - 1 + _BELIEF) / count)
 
     @property
     def sharp(self) -> bool:
@@ -249,12 +251,18 @@ class Controller:
         trial, self._trial = self._trial, None
         self._tried[trial] = self._tried[self._as_wide(trial)] = meter.rate
         if margin > 0:
+            last_words = self._bar < 1 or (self._settled and trial.split and not base.setting.split)
             self._downward = trial.lanes < base.setting.lanes
-            self._steep = meter.rate > _STEEP * base.rate * trial.lanes / max(1, base.width)
+            self._steep = not self._refused and meter.rate > _STEEP * base.rate * trial.lanes / max(
+                1, base.width
+            )
             self._base = _Base(trial, self._width, meter.rate, meter.error)
-            self._settled = False
             self._look_every = _FIRST_LOOK_S
-            self._next(now, done)
+            self._settled = False
+            if last_words:
+                self._settle(now, done)
+            else:
+                self._next(now, done)
         else:
             self._refused = True
             self._steep = False
@@ -295,13 +303,16 @@ class Controller:
         """Tries the next setting, or settles at the base."""
         candidate = next((c for c in self._candidates(now) if c not in self._tried), None)
         if candidate is None:
-            self._settled = True
-            self._level = None
-            self._strange = 0
-            self._look_at = now + self._look_every
-            self._set(self._base.setting, now, done)
+            self._settle(now, done)
         else:
             self._try(candidate, now, done)
+
+    def _settle(self, now: float, done: int) -> None:
+        self._settled = True
+        self._level = None
+        self._strange = 0
+        self._look_at = now + self._look_every
+        self._set(self._base.setting, now, done)
 
     def _try(self, candidate: Decision, now: float, done: int) -> None:
         last_wave = candidate.lanes == self._width + self._backlog and 0 < self._backlog < self._width
@@ -310,34 +321,28 @@ class Controller:
         self._set(candidate, now, done)
 
     def _candidates(self, now: float) -> Iterator[Decision]:
-        if self._downward:
-            yield from self._fewer()
-        yield from self._more()
-        if split := self._split_candidate(now):
-            yield split
-        if not self._downward:
-            yield from self._fewer()
-
-    def _more(self) -> Iterator[Decision]:
         width, split = self._width, self._base.setting.split
+        half, low = Decision(width // 2, split), Decision((width + width // 2) // 2, split)
+        if self._downward:
+            yield from self._fewer(half, low)
         most = self.ceiling if split else min(self.ceiling, width + self._backlog)
         double = Decision(min(2 * width, most), split)
         if double.lanes > width:
             if self._steep:
                 yield Decision(min(4 * width, most), split)
             yield double
-            middle = Decision((width + double.lanes) // 2, split)
-            if middle.lanes > width and double in self._tried:
-                yield middle
-
-    def _fewer(self) -> Iterator[Decision]:
-        width, split = self._width, self._base.setting.split
-        half = Decision(width // 2, split)
-        middle = Decision((width + half.lanes) // 2, split)
-        if half.lanes >= 1 and self._hopeful(half):
-            yield half
-        if half.lanes < middle.lanes < width and self._hopeful(middle):
+        if split_up := self._split_candidate(now):
+            yield split_up
+        yield from self._fewer(half)
+        middle = Decision((width + double.lanes) // 2, split)
+        if middle.lanes > width:
             yield middle
+        yield from self._fewer(low)
+
+    def _fewer(self, *settings: Decision) -> Iterator[Decision]:
+        for setting in settings:
+            if 1 <= setting.lanes < self._width and self._hopeful(setting):
+                yield setting
 
     def _hopeful(self, fewer: Decision) -> bool:
         """Lanes at best add up: whether `fewer` lanes could beat the base, judged by even fewer of them."""
@@ -349,9 +354,10 @@ class Controller:
         setting, width = self._base.setting, self._width
         if not self._may_split or setting.split or self._backlog or width >= self.ceiling:
             return None
-        wider = Decision(min(2 * width, self.ceiling), split=True)
-        if now < self._split_again or wider in self._tried:
+        if now < self._split_again:
             return None
+        settled = self._settled and width < setting.lanes  # how many lanes are good is known then
+        wider = Decision(setting.lanes if settled else min(2 * width, self.ceiling), split=True)
         refused = any(t.lanes > width and rate < _GROWTH * self._base.rate for t, rate in self._tried.items())
         return None if refused and width >= setting.lanes else wider
 
@@ -365,7 +371,7 @@ class Controller:
         most = self.ceiling if split else min(self.ceiling, width + self._backlog)
         more, fewer = Decision(min(width + step, most), split), Decision(max(1, width - step), split)
         choice = [more, fewer] if self._looks % 2 else [fewer, more]
-        far_worse = [t.lanes for t, rate in self._tried.items() if rate < _FALL * self._base.rate]
+        far_worse = [t.lanes for t, rate in self._tried.items() if rate < _HARMFUL * self._base.rate]
         hopeless = max((lanes for lanes in far_worse if lanes < width), default=0)
         return next((c for c in choice if c.lanes != width and c.lanes > hopeless), None)
 

@@ -167,12 +167,25 @@ class Supply:
     def put_back(self, lease: Lease) -> None:
         """Cuts `lease` short at the bytes already reserved; the rest waits for another lane."""
         with self._lock:
-            if id(lease) not in self._active:
-                return
-            rest = lease.surrender(_REST_WORTH_RETURNING)
-            if rest is not None:
-                self._pieces[rest.index] += 1
-                self._returned.append(rest)
+            if id(lease) in self._active:
+                self._surrender(lease)
+
+    def _surrender(self, lease: Lease) -> None:
+        rest = lease.surrender(_REST_WORTH_RETURNING)
+        if rest is not None:
+            self._pieces[rest.index] += 1
+            self._returned.append(rest)
+
+    def rejoin(self) -> None:
+        """Ends the splitting of files: of the lanes that share a divided file, all but the first give their rest back."""
+        with self._lock:
+            first: dict[int, Lease] = {}
+            for lease in sorted(self._active.values(), key=lambda lease: lease.position):
+                if (
+                    lease.span.index in self._divided
+                    and first.setdefault(lease.span.index, lease) is not lease
+                ):
+                    self._surrender(lease)
 
     def backlog(self, *, split: bool) -> int:
         """Whole spans that a further lane could start on now, tails of spans in flight not counted."""
