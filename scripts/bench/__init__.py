@@ -1,0 +1,1 @@
+"""The parts of scripts/bench-warm: data, cold starts, timed processes, rivals, rows."""

@@ -1,0 +1,122 @@
+"""Cold, undisturbed, paired runs."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from statistics import median
+
+from bench import data, machine, process, rivals
+from bench.data import Stop
+
+MOST_DISTURBED = 8
+STAGER, PROTECT, FIO = "stager warm", "stager warm --protect", "fio O_DIRECT"
+
+
+@dataclass
+class Contest:
+    """Runs the contenders. Counts what it had to throw away in `disturbed`."""
+
+    folder: str
+    stager: str
+    rounds: int
+    quick: bool
+    say: object
+    disturbed: int = 0
+    strangers: list = field(default_factory=list)
+    pairs: dict = field(default_factory=dict)
+    best: dict = field(default_factory=dict)
+
+    @property
+    def marker(self):
+        """Where stager writes its marker: beside the data, never among it."""
+        return os.path.join(self.folder, "ready.json")
+
+    def warm(self, folder, *options):
+        """The stager command over `folder`."""
+        return [
+            self.stager,
+            "warm",
+            folder,
+            "--json",
+            "--progress",
+            "none",
+            "--marker",
+            self.marker,
+            *options,
+        ]
+
+    def once(self, name, paths):
+        """One cold run of the contender `name` over `paths` (a folder's files), repeated while somebody disturbs it."""
+        for _ in range(MOST_DISTURBED):
+            data.evict(paths)
+            before = machine.cache_drops()
+            done = self._run(name, paths)
+            if machine.cache_drops() == before and self._worked(name, paths, done):
+                self.strangers.append(done.strangers)
+                self.say(f"    {name}: {rivals.rate(paths, done.wall):.0f} MiB/s, {done.cpu:.2f} CPU s")
+                return done
+            self.disturbed += 1
+        raise Stop(f"{name}: pages keep getting lost; too little memory, or somebody drops the page cache")
+
+    def _run(self, name, paths):
+        folder = os.path.dirname(paths[0])
+        if name == FIO:
+            return rivals.run_fio(self.best[folder], paths)
+        if name == STAGER:
+            return process.run(self.warm(folder))
+        if name == PROTECT:
+            return process.run(self.warm(folder, "--protect"))
+        return process.run(rivals.command(name, folder))
+
+    def _worked(self, name, paths, done):
+        """Whether everything that was read is still there. Raises `Stop` for a contender that did not read everything."""
+        total = sum(os.path.getsize(path) for path in paths)
+        if name in (STAGER, PROTECT) and summary(done)["read"] != total:
+            raise Stop(f"{name} read {summary(done)['read']} of {total} bytes")
+        return name == FIO or data.resident_sum(paths) == total
+
+    def pair(self, name, rival, paths):
+        """Rounds of (run of `name`, run of `rival`) in ABBA order, after one throw-away run; measured once, then kept."""
+        key = (name, rival, paths[0])
+        if key not in self.pairs:
+            self.say(f"  {name} against {rival}")
+            self.once(rival, paths)
+            rounds = []
+            for number in range(self.rounds):
+                order = (rival, name) if number % 2 == 0 else (name, rival)
+                done = {one: self.once(one, paths) for one in order}
+                rounds.append((done[name], done[rival]))
+            self.pairs[key] = rounds
+        return self.pairs[key]
+
+    def find_best_fio(self, paths):
+        """Choose fio's best setting for `paths`; (setting, median seconds of each by setting)."""
+        folder = os.path.dirname(paths[0])
+        self.say("  the best of fio's settings")
+
+        def attempt(setting):
+            self.best[folder] = setting
+            seconds = self.once(FIO, paths).reading
+            self.say(f"      {setting.text}: {rivals.rate(paths, seconds):.0f} MiB/s")
+            return seconds
+
+        self.once(rivals.ONE_PASS, paths)
+        best, medians = rivals.fastest(rivals.QUICK if self.quick else rivals.SETTINGS, attempt)
+        self.best[folder] = best
+        return best, medians
+
+
+def summary(done):
+    """The ``warm_summary`` that a stager run printed."""
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    return next(line for line in lines if line["type"] == "warm_summary")
+
+
+def ratio(rounds, of):
+    """The median over the rounds of rival's `of` divided by ours."""
+    return median(of(theirs) / of(ours) for ours, theirs in rounds)
+
+
+def middle(runs, of):
+    """The median of `of` over `runs`."""
+    return median(map(of, runs))
