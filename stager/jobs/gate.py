@@ -50,7 +50,7 @@ class Gate:
         """Remember the identities of the files found under the PATHs `asked`: from now on cached pages belong to these."""
         self._last = replace(
             self._last,
-            files=_files(survey),
+            files=_files(survey, {file.path: file for file in self._last.files}),
             paths=_paths(survey),
             asked=tuple(os.path.realpath(path) for path in asked),
             digest=survey.digest,
@@ -85,10 +85,14 @@ class Gate:
             self._reporter.emit(Note("warning", "marker_unwritable", message, error.hint))
 
 
-def _files(survey: Survey) -> tuple[WarmedFile, ...]:
+def _files(survey: Survey, before: dict[str, WarmedFile]) -> tuple[WarmedFile, ...]:
+    """One row a file. One that could not be looked at keeps its row of `before`: its pages are still that file's."""
     rows = []
     for at, file in enumerate(survey.files):
         look = survey.looks[at] if at < len(survey.looks) else None
+        if look is not None and look.problem is not None and file.path in before:
+            rows.append(before[file.path])
+            continue
         one = file.identity
         rows.append(
             WarmedFile(

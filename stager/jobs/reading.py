@@ -35,7 +35,7 @@ _STALL_WARNING_S = 15.0
 class Reading:
     """One pass over the plan of `survey`. What it did is in its attributes, also after it was cut short.
 
-    `problems` are files that could not be read to their end, `stopped` is the limit that ended the run early (None when none
+    `problems` are files that could not be read to their end and `failed` their indexes, `stopped` is the limit that ended the run early (None when none
     did), `touches` the names of the touches that were used.
     """
 
@@ -50,7 +50,7 @@ class Reading:
         self._resident_before = resident_bytes(survey)
         self._holes = {index: survey.looks[index].holes for index in self._plan.chosen}
         self._lock = threading.Lock()
-        self._failed: set[int] = set()
+        self.failed: set[int] = set()
         self._lru = gauge.read().lru
         self._warned_stall = False
         self._recent: list[tuple[float, int]] = []
@@ -106,7 +106,7 @@ class Reading:
     def _read(self, lease: Lease, kit: Kit, checkpoint: Checkpoint) -> None:
         index = lease.span.index
         file = self._survey.files[index]
-        if index in self._failed:
+        if index in self.failed:
             return
         offset = None
         try:
@@ -136,9 +136,9 @@ class Reading:
 
     def _fail(self, index: int, offset: int | None, exc: OSError) -> None:
         with self._lock:
-            if index in self._failed:
+            if index in self.failed:
                 return
-            self._failed.add(index)
+            self.failed.add(index)
             problem = problem_of(self._survey.files[index], offset, exc)
             self.problems.append(problem)
         self._reporter.emit(problem)

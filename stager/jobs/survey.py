@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stager.core import formats
 from stager.core.budget import Policy, admit
-from stager.core.errors import AccessDenied, NotFound, StagerError, from_oserror
+from stager.core.errors import AccessDenied, LocalIOError, NotFound, StagerError, from_oserror
 from stager.core.model import (
     Admission,
     Defect,
@@ -197,20 +197,24 @@ class Surveyor:
         whole = ((0, file.size),) if file.size else ()
         try:
             with opened(file.path) as fd:
-                stale = "asked for with --fresh" if fresh else self._stale(file, facts)
+                replaced = self._stale(file, facts)
+                stale = "asked for with --fresh" if fresh else replaced
                 if stale and drop:
                     pagecache.evict(fd)
                 residency, holes = measure(fd, facts)
                 defects = self._check_header(survey, index, fd) if headers else ()
         except OSError as exc:
             return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
-        origin_known = self._origin_known(file, facts, stale) or not residency.resident
+        if replaced and drop and residency.resident and not facts.traits.revalidates:
+            return _problem(file, whole, _clinging(file))
+        said = bool(stale) and not drop  # that they would be dropped
+        origin_known = said or not residency.resident or self._origin_known(file, facts, replaced)
         return Look(residency, holes, defects, stale, origin_known)
 
-    def _origin_known(self, file: LocalFile, facts: MountFacts, stale: str) -> bool:
-        """Whether the resident pages are certainly those of this file: checked by the filesystem, dropped, or vouched for."""
+    def _origin_known(self, file: LocalFile, facts: MountFacts, replaced: str) -> bool:
+        """Whether the resident pages are certainly those of this file: checked by the filesystem, or vouched for."""
         then = self._warmed.get(file.path)
-        return facts.traits.revalidates or bool(stale) or (then is not None and then.vouched)
+        return facts.traits.revalidates or (then is not None and then.vouched and not replaced)
 
     def _stale(self, file: LocalFile, facts: MountFacts) -> str:
         """Why the resident pages of `file` are not those of the file that was warmed; empty when nothing says so."""
@@ -312,6 +316,13 @@ def _candidate(survey: Survey, index: int, *, anyway: bool) -> Candidate | None:
 def _problem(file: LocalFile, whole: tuple[tuple[int, int], ...], error: StagerError) -> Look:
     kind = "not readable" if isinstance(error, AccessDenied) else "could not be opened"
     return Look(Residency.unknown(file.size, kind), whole, problem=error)
+
+
+def _clinging(file: LocalFile) -> StagerError:
+    return LocalIOError(
+        f"`{shown(file.path)}`: pages of the file it replaced stay in the cache",
+        hint="a process has them mapped or locked, `stager evict` says which; end it and warm again",
+    )
 
 
 def _canary_file(survey: Survey, mount_id: int, most: int | None) -> LocalFile | None:

@@ -143,21 +143,22 @@ class Warm:
                 self._results.append(Result.PARTIAL)
 
     def _worth_another_read(self, survey: Survey) -> frozenset[int]:
-        """Files whose holes are read once more: those chosen, unless memory ran short while reading."""
+        """Files whose holes are read once more: those chosen and not yet failed, unless memory ran short while reading."""
         assert survey.plan is not None
-        if self._reading is not None and self._reading.stopped is not None:
-            return frozenset()
-        return frozenset(survey.plan.chosen)
+        if self._reading is None:
+            return frozenset(survey.plan.chosen)
+        return frozenset() if self._reading.stopped else frozenset(survey.plan.chosen) - self._reading.failed
 
     def _judge_files(self, survey: Survey) -> None:
         errors = [*survey.found.errors, *(look.problem for look in survey.looks if look.problem is not None)]
         for error in errors:
             self._results.append(result_of(error) or Result.IO_ERROR)
-        for one in self._verified:
-            if one.problem is not None:
-                self._reporter.emit(one.problem)
-        read_problems = self._reading.problems if self._reading else []
-        for problem in [*read_problems, *(one.problem for one in self._verified if one.problem is not None)]:
+        problems = self._reading.problems if self._reading else []
+        named = {problem.path for problem in problems}
+        later = [one.problem for one in self._verified if one.problem and one.problem.path not in named]
+        for problem in later:
+            self._reporter.emit(problem)
+        for problem in [*problems, *later]:
             denied = problem.errno in ("EACCES", "EPERM")
             self._results.append(Result.UNREADABLE if denied else Result.IO_ERROR)
         self._judge_residency()
