@@ -89,7 +89,7 @@ class Progress(Event):
         if part.split()[1] == whole.split()[1]:
             part = part.split()[0]
         percent = "100" if self.done >= self.total else f"{min(99, int(100 * self.done / self.total))}"
-        eta = f" eta {format_duration(self.eta)}" if self.eta is not None else ""
+        eta = f" eta {format_duration(self.eta)}" if self.eta is not None and self.done < self.total else ""
         memory = f" mem {round(100 * self.memory)}%" if self.memory is not None else ""
         files = f" files {self.files_done}/{self.files_total}"
         return f"{self.verb} {percent}% {part}/{whole} {format_size(self.rate)}/s{eta}{files} lanes {self.lanes}{memory}"

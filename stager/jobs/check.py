@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stager.core.budget import describe
 from stager.core.errors import StagerError
 from stager.core.outcome import Result, verdict, worst
+from stager.core.plan import Order
 from stager.core.reports import Forecast, resident_text
 from stager.core.units import MIB, count, format_duration, format_size, shown
 from stager.engine import runtime
@@ -165,7 +166,9 @@ def _mount_lines(facts: MountFacts, survey: Survey, options: WarmOptions) -> lis
 def _plan_lines(survey: Survey, options: WarmOptions, seconds: float | None) -> list[str]:
     plan = survey.plan
     assert plan is not None
-    order = "load order, whole files, up to the budget" if plan.partial else f"{options.order.value} order"
+    order = "largest first" if options.order is not Order.LOAD else "in load order"
+    if plan.partial:
+        order = "whole files from the head of the load order"
     left = (
         f"{format_size(plan.read)} in {count(len(plan.chosen), 'file')}, {order}" if plan.read else "nothing"
     )

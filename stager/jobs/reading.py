@@ -197,8 +197,8 @@ class Reading:
             rate,
             left / rate if rate > 0 else None,
             len(self.lanes.finished),
-            len(self._plan.chosen),
-            self.lanes.busy,
+            len({span.index for span in self._plan.spans}),
+            self.lanes.busy or self.controller.report().lanes,
             used_share(snapshot, binding),
             now - self._started,
         )
