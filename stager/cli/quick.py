@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from stager.core.errors import UsageError
-from stager.core.marker import DEFAULT_PATH
+from stager.core.marker import DEFAULT_PATH, answer_text
 from stager.core.outcome import MarkerState
 from stager.core.units import parse_percent
 
@@ -30,7 +30,7 @@ def ready(argv: list[str]) -> int | None:
     answer = ask(
         values.get("--marker") or DEFAULT_PATH, paths=tuple(paths), accept=accept, min_resident=min_resident
     )
-    line = f"ready ({answer.state})" if answer.ready else f"not ready: {answer.why}"
+    line = answer_text(answer.state, answer.why)
     with suppress(OSError, ValueError, AttributeError):  # stdout closed: the exit code is the answer
         print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
     return 0 if answer.ready else 3

@@ -112,3 +112,10 @@ class ReadyMarker:
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not a marker ({exc!r})") from exc
+
+
+def answer_text(state: str, why: str) -> str:
+    """The gate's answer on one line: ``ready``, ``ready (accepted: partial)``, or ``not ready: why``."""
+    if why:
+        return f"not ready: {why}"
+    return "ready" if state == MarkerState.READY.value else f"ready (accepted: {state})"

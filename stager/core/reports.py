@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stager.core.events import Event, residency_columns
+from stager.core.marker import answer_text
 from stager.core.model import Residency
 from stager.core.units import count, format_duration, format_percent, format_size, shown
 
@@ -194,5 +195,5 @@ class Readiness(Event):
     why: str
 
     def text(self) -> str:
-        """``ready`` or ``not ready: why``."""
-        return f"ready ({self.state})" if self.ready else f"not ready: {self.why}"
+        """One line, see `answer_text`."""
+        return answer_text(self.state, self.why)

@@ -26,6 +26,7 @@ _SHARP = 0.08
 # What counts as clear growth. In simulations with 10 to 20 % of noise, asking for more left a tenth of the throughput
 # on storages that grow slowly, asking for less added lanes on those that do not grow.
 _GROWTH = 1.05
+_RELIEF = 1.02
 _HARMLESS = 0.96
 _HARMFUL = 0.9
 _SURE = 2.0  # standard errors
@@ -251,7 +252,9 @@ class Controller:
         trial, self._trial = self._trial, None
         self._tried[trial] = self._tried[self._as_wide(trial)] = meter.rate
         if margin > 0:
-            last_words = self._bar < 1 or (self._settled and trial.split and not base.setting.split)
+            grew = meter.rate > _GROWTH * base.rate
+            more_split = self._settled and self._refused and trial.split and not base.setting.split
+            last_words = more_split or (self._bar == _HARMLESS and not grew)
             self._downward = trial.lanes < base.setting.lanes
             self._steep = not self._refused and meter.rate > _STEEP * base.rate * trial.lanes / max(
                 1, base.width
@@ -315,8 +318,14 @@ class Controller:
         self._set(self._base.setting, now, done)
 
     def _try(self, candidate: Decision, now: float, done: int) -> None:
-        last_wave = candidate.lanes == self._width + self._backlog and 0 < self._backlog < self._width
-        self._bar = _HARMLESS if last_wave else _GROWTH
+        # The last spans decide when the run is over: better all of them at once than lanes idle at the end. As long
+        # as many wait, or tails can be shared, fewer lanes at the same rate are a relief to the daemon.
+        if candidate.lanes == self._width + self._backlog and 0 < self._backlog < self._width:
+            self._bar = _HARMLESS
+        elif candidate.lanes < self._width and (candidate.split or self._backlog >= 2 * self._width):
+            self._bar = _RELIEF
+        else:
+            self._bar = _GROWTH
         self._trial = candidate
         self._set(candidate, now, done)
 
@@ -367,7 +376,7 @@ class Controller:
         width, split = self._width, self._base.setting.split
         if width < self._base.setting.lanes:
             return None  # nothing left to hand out: too late to learn anything
-        step = max(1, width // 2)
+        step = max(1, width // 3)
         most = self.ceiling if split else min(self.ceiling, width + self._backlog)
         more, fewer = Decision(min(width + step, most), split), Decision(max(1, width - step), split)
         choice = [more, fewer] if self._looks % 2 else [fewer, more]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stager.core.units import shown
 from stager.engine import runtime
 from stager.node import pagecache
+from stager.node.files import opened
 
 if TYPE_CHECKING:
     from stager.jobs.survey import Survey
@@ -27,9 +27,5 @@ async def forget(survey: Survey, *, keep: frozenset[int]) -> None:
 
 
 def _drop(path: str) -> None:
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pagecache.evict(fd)
-        finally:
-            os.close(fd)
+    with suppress(OSError), opened(path) as fd:
+        pagecache.evict(fd)
