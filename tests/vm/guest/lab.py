@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -11,14 +13,25 @@ import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stager.node import syscalls
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 MB = 1 << 20
 CGROUPS = "/sys/fs/cgroup"
 LRU_SWITCH = "/sys/kernel/mm/lru_gen/enabled"
+CACHESTAT = 451
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 _JOIN = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
 
 
@@ -123,14 +136,34 @@ def evict(path: str) -> None:
         os.close(fd)
 
 
-def resident(path: str, offset: int = 0, length: int | None = None) -> int:
-    """Bytes of the file in the page cache, whole pages. Right for root on ext4; NFS reports stale pages as well."""
+def cachestat(fd: int) -> tuple[int, int]:
+    """(cached, evicted) pages of the whole file, by a call of our own: stager must not be the judge of stager.
+
+    Right for root on ext4. On NFS stale pages count as well, on overlayfs nothing does.
+    """
+    everything = (ctypes.c_uint64 * 2)(0, 0)
+    counts = (ctypes.c_uint64 * 5)()
+    if _libc.syscall(CACHESTAT, fd, everything, counts, 0):
+        raise OSError(ctypes.get_errno(), "cachestat")
+    return counts[0], counts[3]
+
+
+def resident(path: str) -> int:
+    """Bytes of the file in the page cache, whole pages; see `cachestat`."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        size = os.fstat(fd).st_size if length is None else length
-        return syscalls.cachestat(fd, offset, size).cached * syscalls.PAGE
+        return cachestat(fd)[0] * mmap.PAGESIZE
     finally:
         os.close(fd)
+
+
+def mincore(fd: int, size: int) -> int:
+    """Resident bytes of the file as mincore(2) tells this process, which for strangers to the file is a lie."""
+    pages = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    assert not _libc.mincore(address, size, pages)
+    _libc.munmap(address, size)
+    return pages.raw.count(1) * mmap.PAGESIZE
 
 
 def read(path: str, offset: int = 0, length: int | None = None) -> None:
@@ -161,7 +194,9 @@ def model(folder: str, shards: int, shard_size: int) -> list[str]:
     return [safetensors(f"{folder}/{name}", shard_size) for name in names]
 
 
-def stager(*argv: str, group: Group | None = None, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def stager(
+    *argv: str, group: Group | None = None, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run the stager command to its end, inside `group` if given; what it printed is shown when the test fails."""
     command = [*prefix, sys.executable, "-m", "stager", *argv]
     if group is not None:
@@ -169,6 +204,15 @@ def stager(*argv: str, group: Group | None = None, prefix: Sequence[str] = ()) -
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     print(f"$ stager {' '.join(argv)}\n{done.stdout}{done.stderr}[exit {done.returncode}]")
     return done
+
+
+def status(*argv: str, prefix: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What ``stager status --json`` says of each file: its path, and resident, total (bytes) and known."""
+    done = stager("status", "--json", *argv, prefix=prefix)
+    assert done.returncode == 0
+    rows = [row for row in map(json.loads, done.stdout.splitlines()) if row["type"] == "file_residency"]
+    assert rows
+    return [{"path": row["path"], **row["residency"]} for row in rows]
 
 
 def marker(path: str) -> dict[str, Any]:

@@ -24,13 +24,23 @@ if TYPE_CHECKING:
 SHARD = 40 * MB
 CONTAINER = "c0ffee" + "0" * 58  # engines name a container's cgroup by 64 hexadecimal digits
 # In a container's own cgroup namespace, with the cgroup tree mounted afresh: levels above it cannot be seen.
-PRIVATE_NAMESPACE = ("unshare", "--cgroup", "--mount", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup; exec "$@"', "sh")
+PRIVATE_NAMESPACE = (
+    "unshare",
+    "--cgroup",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t cgroup2 none /sys/fs/cgroup; exec "$@"',
+    "sh",
+)
 
 
 def warm(shards: list[str], *options: str, **where: object) -> subprocess.CompletedProcess[str]:
     """``stager warm`` of the shards' folder with two lanes and no reserve; the marker lies beside the folder."""
     folder = os.path.dirname(shards[0])
-    return lab.stager("warm", "-P", "2", "--reserve", "0", "--marker", f"{folder}.json", *options, folder, **where)  # type: ignore[arg-type]
+    return lab.stager(
+        "warm", "-P", "2", "--reserve", "0", "--marker", f"{folder}.json", *options, folder, **where
+    )  # type: ignore[arg-type]
 
 
 def state(shards: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stager.node import syscalls
 from tests.vm.guest import lab
 from tests.vm.guest.lab import MB
 
@@ -75,11 +74,11 @@ def test_kernel_reports_stale_pages(model: str) -> None:
         file.write(b"x")
     wait_for_attributes()
     fd = os.open(f"{CLIENT}/{model}", os.O_RDONLY)
-    stale = syscalls.cachestat(fd, 0, SIZE).cached
+    stale = lab.cachestat(fd)[0]
     os.pread(fd, 1, 0)
-    after = syscalls.cachestat(fd, 0, SIZE).cached
+    after = lab.cachestat(fd)[0]
     os.close(fd)
-    assert stale == SIZE // syscalls.PAGE
+    assert stale == SIZE // mmap.PAGESIZE
     assert after < stale
 
 
@@ -91,16 +90,15 @@ def bytes_read() -> int:
             if f" mounted on {CLIENT} " in line:
                 break
         counts = next(line for line in lines if line.split()[:1] == ["bytes:"])
-    return int(counts.split()[5])  # normal read, normal write, direct read, direct write, then bytes from the server
+    return int(
+        counts.split()[5]
+    )  # normal read, normal write, direct read, direct write, then bytes from the server
 
 
 def status() -> tuple[int, int]:
-    """(resident, total) bytes as ``stager status --json`` counts them; an unknown figure counts as 0."""
-    done = lab.stager("status", "--json", CLIENT)
-    assert done.returncode == 0
-    rows = [row for row in map(json.loads, done.stdout.splitlines()) if row["type"] == "file_residency"]
-    assert rows
-    return sum(row["residency"]["resident"] or 0 for row in rows), sum(row["residency"]["total"] for row in rows)
+    """(resident, total) bytes as ``stager status`` counts them; an unknown figure counts as 0."""
+    rows = lab.status(CLIENT)
+    return sum(row["resident"] or 0 for row in rows), sum(row["total"] for row in rows)
 
 
 def test_unchanged_file_stays_warm(model: str, gate: str) -> None:
@@ -132,7 +130,9 @@ def test_changed_file_is_never_called_warm(model: str, gate: str, change: Callab
     assert lab.stager("warm", "-P", "2", "--marker", gate, CLIENT).returncode == 0
     change()
     wait_for_attributes()
-    assert lab.resident(f"{CLIENT}/{model}") == SIZE, "the kernel did not report stale pages: nothing is tested here"
+    assert lab.resident(f"{CLIENT}/{model}") == SIZE, (
+        "the kernel did not report stale pages: nothing is tested here"
+    )
     assert lab.stager("ready", "--marker", gate).returncode == 3
     assert status()[0] < SIZE // 10
     before = bytes_read()
