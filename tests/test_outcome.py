@@ -111,7 +111,6 @@ def readme_table(first: str) -> list[list[str]]:
     return rows
 
 
-@pytest.mark.xfail(strict=True, reason="README.md has no outcome table yet; remove this mark when it has")
 def test_the_readme_shows_this_outcome_table() -> None:
     """Row: the result's name in backticks (words may follow), then one cell per mode that starts with `CODE STATE`."""
     shown = {}
@@ -122,7 +121,6 @@ def test_the_readme_shows_this_outcome_table() -> None:
     assert shown == EXPECTED
 
 
-@pytest.mark.xfail(strict=True, reason="README.md has no exit code table yet; remove this mark when it has")
 def test_the_readme_shows_these_exit_codes() -> None:
     """Row: the code, the slug in backticks, the meaning. Code 0 is `done`; the last row is `128+N`."""
     shown = [(code.strip("`"), slug.strip("`")) for code, slug, *_ in readme_table("code")]
