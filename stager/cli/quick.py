@@ -25,11 +25,12 @@ def ready(argv: list[str]) -> int | None:
         min_resident = parse_percent(least) if least else None
     except UsageError:
         return None
-    from stager.jobs.ready import ask
+    from stager.jobs.ready import Question
 
-    answer = ask(
+    question = Question(
         values.get("--marker") or DEFAULT_PATH, paths=tuple(paths), accept=accept, min_resident=min_resident
     )
+    answer = question.ask()
     line = answer_text(answer.state, answer.why)
     with suppress(OSError, ValueError, AttributeError):  # stdout closed: the exit code is the answer
         print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)

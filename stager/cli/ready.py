@@ -9,7 +9,7 @@ from stager.cli.options import PERCENT, option, with_marker, with_output
 from stager.cli.quick import accepted
 from stager.core.reports import Readiness
 from stager.engine.report import make_reporter
-from stager.jobs.ready import Answer, ask
+from stager.jobs.ready import Answer, Question
 
 ACCEPT = option(
     "--accept",
@@ -39,7 +39,8 @@ def command(
       stager ready
       stager ready --accept partial,unverified,released      for a startupProbe after --fail-open
     """
-    return answer_with(ask(marker, paths=paths, accept=accepted(accept), min_resident=min_resident), output)
+    question = Question(marker, paths=paths, accept=accepted(accept), min_resident=min_resident)
+    return answer_with(question.ask(), output)
 
 
 def answer_with(answer: Answer, output: Output) -> int:

@@ -8,7 +8,7 @@ from stager.cli.conduct import Output
 from stager.cli.options import DURATION, option, with_marker, with_output
 from stager.cli.quick import accepted
 from stager.cli.ready import ACCEPT, LEAST, answer_with
-from stager.jobs.ready import ask, wait
+from stager.jobs.ready import Question, wait
 
 
 @click.command("wait")
@@ -32,6 +32,5 @@ def command(
     Example:
       stager wait --timeout 20m && exec vllm serve /models/r1
     """
-    states = accepted(accept)
-    answer = wait(lambda: ask(marker, paths=paths, accept=states, min_resident=min_resident), timeout)
-    return answer_with(answer, output)
+    question = Question(marker, paths=paths, accept=accepted(accept), min_resident=min_resident)
+    return answer_with(wait(question, timeout), output)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
+import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from stager.core.errors import NotFound, StagerError
 from stager.core.marker import ReadyMarker
 from stager.core.outcome import MarkerState
+from stager.core.units import format_duration, shown
 from stager.node import marker as marker_file
 
-_PATIENCE_S = 10  # a name on a dead FUSE mount can take for ever to look up; SIGALRM's default action then ends the probe
+_PATIENCE_S = 10.0  # a name on a hung FUSE mount can take for ever to look up
 
 
 class Answer:
@@ -29,29 +29,56 @@ class Answer:
         return not self.why
 
 
-def ask(
-    marker: str,
-    *,
-    paths: tuple[str, ...] = (),
-    accept: frozenset[str] = frozenset(),
-    min_resident: float | None = None,
-) -> Answer:
-    """What the marker at `marker` is worth now.
+class Question:
+    """What the marker at `marker` is worth, asked as often as one likes.
 
     `accept` widens the states that count beside ``ready``; `paths` must all be covered by the marker; `min_resident` (0..1) is
     held against what is resident now, on this node, counted exactly or not at all.
     """
-    signal.alarm(_PATIENCE_S)
-    try:
+
+    def __init__(
+        self,
+        marker: str,
+        *,
+        paths: tuple[str, ...] = (),
+        accept: frozenset[str] = frozenset(),
+        min_resident: float | None = None,
+    ) -> None:
+        self._marker = marker
+        self._paths = paths
+        self._accept = accept
+        self._min_resident = min_resident
+        self._thread: threading.Thread | None = None
+        self._answers: list[Answer] = []
+        self._state, self._where = "", marker
+
+    def ask(self, patience: float = _PATIENCE_S) -> Answer:
+        """The answer now; no when there is none after `patience` seconds, for then a mount hangs.
+
+        The look-up goes on in a daemon thread, which does not keep the process; it is not asked twice at once.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            self._answers.clear()
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._thread.join(patience)
+        if self._answers:
+            return self._answers[0]
+        return Answer(self._state, f"no answer from {self._where} within {format_duration(patience)}")
+
+    def _work(self) -> None:
+        self._answers.append(self._answer())
+
+    def _answer(self) -> Answer:
         try:
-            found = marker_file.read(marker)
+            found = marker_file.read(self._marker)
         except NotFound:
-            return Answer("", f"no marker at `{marker}`")
+            return Answer("", f"no marker at `{shown(self._marker)}`")
         except StagerError as error:
             return Answer("", error.message)
-        return Answer(found.state.value, _objection(found, paths, accept, min_resident) or "")
-    finally:
-        signal.alarm(0)
+        self._state = found.state.value
+        self._where = ", ".join(f"`{shown(path)}`" for path in found.asked[:4]) or self._where
+        return Answer(self._state, _objection(found, self._paths, self._accept, self._min_resident) or "")
 
 
 def _objection(
@@ -64,7 +91,7 @@ def _objection(
         return why
     for path in paths:
         if not _covers(found, os.path.realpath(path)):
-            return f"the marker does not speak of `{path}`"
+            return f"the marker does not speak of `{shown(path)}`"
     claims_pages = found.state in (MarkerState.READY, MarkerState.PARTIAL)
     if min_resident is None and not (claims_pages and _remount_is_possible(found)):
         return None
@@ -101,11 +128,13 @@ def _too_little(found: ReadyMarker, min_resident: float | None) -> str | None:
     return None
 
 
-def wait(ask_once: Callable[[], Answer], timeout: float | None, every: float = 0.5) -> Answer:
+def wait(question: Question, timeout: float | None, every: float = 0.5) -> Answer:
     """Ask until the answer is yes or `timeout` seconds have passed; the last answer."""
     end = None if timeout is None else time.monotonic() + timeout
     while True:
-        answer = ask_once()
+        # At the end there is still time for one look at a healthy mount.
+        left = _PATIENCE_S if end is None else max(0.2, end - time.monotonic())
+        answer = question.ask(min(_PATIENCE_S, left))
         if answer.ready or (end is not None and time.monotonic() >= end):
             return answer
         time.sleep(every if end is None else max(0.0, min(every, end - time.monotonic())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -62,8 +63,8 @@ def read(path: str) -> ReadyMarker:
 def contradiction(marker: ReadyMarker) -> str | None:
     """What on this node speaks against `marker` now, in one phrase; None when nothing does.
 
-    A reboot, a PATH that is gone or lies on another mount than then, a file that is gone or is no longer the same. Only
-    looks up names: nothing is opened. A daemon that hangs makes this hang: callers bound it.
+    A reboot, a PATH that is gone or lies on another mount than then, a FUSE daemon that is gone, a file that is gone or
+    is no longer the same. Only looks up names: nothing is opened. A daemon that hangs makes this hang: callers bound it.
     """
     now = boot_id()
     if marker.boot_id and now and marker.boot_id != now:
@@ -81,6 +82,8 @@ def contradiction(marker: ReadyMarker) -> str | None:
 def _mount_changed(then: WarmedPath) -> str | None:
     try:
         now = mounts.identity(then.path)
+        if then.fstype.startswith("fuse"):
+            _ask_daemon(then.path)
     except OSError as exc:
         return f"`{shown(then.path)}`: {os.strerror(exc.errno or 0).lower()}"
     changed = now.device != then.device
@@ -89,6 +92,15 @@ def _mount_changed(then: WarmedPath) -> str | None:
         if now.unique_id is not None and then.unique_id is not None:
             changed = changed or now.unique_id != then.unique_id
     return f"`{shown(then.path)}` has been mounted again since" if changed else None
+
+
+def _ask_daemon(path: str) -> None:
+    """Raise ``OSError`` when the daemon is gone. Names and attributes may come from the kernel's memory of a dead one."""
+    try:
+        os.statvfs(path)  # never answered from a cache
+    except OSError as exc:
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise
 
 
 def _file_changed(then: WarmedFile, *, network: bool) -> str | None:
