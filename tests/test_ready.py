@@ -1,0 +1,204 @@
+"""The gate: what opens it, what closes it, and that no mount can hold up the answer for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from stager.jobs.ready import Question
+from tests.fuselab.fixtures import MountFactory
+from tests.harness import MIB, Box, cold, until
+
+
+def why(box: Box, *words: str) -> str:
+    """What ``stager ready`` says, which must be no."""
+    done = box.run("ready", *words)
+    assert done.code == 3, str(done)
+    assert done.out.startswith("not ready: ")
+    return done.out.removeprefix("not ready: ").strip()
+
+
+def alter(box: Box, **fields: object) -> None:
+    """Change fields of the marker, as another boot or version would have written them."""
+    Path(box.marker).write_text(json.dumps({**box.read_marker(), **fields}))
+
+
+def test_no_marker_is_not_ready(box: Box) -> None:
+    assert "no marker" in why(box)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"v":1}', '{"v":99}', "\xff\xfe", '{"v":1,"state":"ready"}']
+)
+def test_a_broken_marker_is_not_ready(box: Box, content: str) -> None:
+    os.makedirs(os.path.dirname(box.marker))
+    Path(box.marker).write_bytes(content.encode("latin-1"))
+    why(box)
+
+
+def test_ready_and_why_not(box: Box) -> None:
+    folder, other = os.path.dirname(box.file("m/weights.data", MIB)), box.file("other.data", MIB)
+    assert box.warm(folder).code == 0
+    assert box.run("ready").out == "ready\n"
+    assert box.ready(folder)
+    assert box.ready(folder, "--min-resident", "100%")
+    assert "does not speak of" in why(box, other)
+    assert "does not speak of" in why(box, box.folder), "a folder around the model holds more than the model"
+    answer = box.run("ready", "--json", other).event("readiness")
+    assert (answer["ready"], answer["state"]) == (False, "ready")
+
+
+def test_one_warm_file_is_not_its_folder(box: Box) -> None:
+    path, _ = box.file("m/a.data", MIB), box.file("m/b.data", MIB)
+    assert box.warm(path).code == 0
+    assert box.ready(path)
+    assert "does not speak of" in why(box, os.path.dirname(path))
+
+
+def test_a_folder_of_symlinks_is_spoken_of(box: Box) -> None:
+    """The hub cache: snapshots hold symlinks into blobs."""
+    blob = box.file("blobs/0123", MIB)
+    os.makedirs(box.path("snapshots/main"))
+    os.symlink(blob, box.path("snapshots/main/weights.data"))
+    assert box.warm(box.path("snapshots/main")).code == 0
+    assert box.ready(box.path("snapshots/main"))
+    assert box.ready(box.path("snapshots/main/weights.data"))
+
+
+def test_reboot(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    box.warm(path)
+    alter(box, boot_id="00000000-0000-0000-0000-000000000000")
+    assert "rebooted" in why(box)
+
+
+def test_replaced_grown_or_gone_files(box: Box) -> None:
+    path = box.file("m/weights.data", MIB)
+    box.warm(os.path.dirname(path))
+    before = os.stat(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert "not the file that was warmed" in why(box)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert box.ready()
+    os.rename(path, path + ".away")
+    assert "no such file" in why(box)
+    Path(path).write_bytes(b"\0" * MIB)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "not the file that was warmed" in why(box), "same name, size and time, another inode"
+
+
+def test_min_resident_counts_now(box: Box) -> None:
+    a, b = box.file("m/a.data", 3 * MIB), box.file("m/b.data", MIB)
+    assert box.warm(os.path.dirname(a)).code == 0
+    cold(b)
+    assert box.ready(), "the marker speaks of then"
+    assert why(box, "--min-resident", "90%") == "75.0% resident, 90% asked for"
+    assert box.ready("--min-resident", "75%")
+
+
+def test_every_state_needs_its_own_word(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    box.warm(path)
+    for state in ("partial", "unverified", "released"):
+        alter(box, state=state, reason="the reason")
+        assert "the reason" in why(box)
+        assert why(box, "--accept", ",".join({"partial", "unverified", "released"} - {state}))
+        assert box.ready("--accept", state)
+        done = box.run("ready", env={"STAGER_ACCEPT": state})
+        assert done.code == 0
+    alter(box, state="failed")
+    assert why(box, "--accept", "partial,unverified,released")
+    assert box.run("ready", "--accept", "failed").code == 2
+
+
+@pytest.mark.root
+def test_a_remounted_or_dead_daemon_is_not_ready(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"weights.data": MIB}, keep_cache="always")
+    assert box.warm(mount.path).code == 0
+    assert box.ready()
+    mount.kill()
+    assert "not connected" in why(box)
+    mount.remount()
+    assert os.path.getsize(f"{mount.path}/weights.data") == MIB
+    why(box)
+
+
+@pytest.mark.root
+def test_a_remount_with_the_same_files_is_not_ready(box: Box, fuse_mount: MountFactory) -> None:
+    """Inode, size and mtime are all the same, and device and mount ids may be used again; the pages are gone."""
+    path = box.file("source/weights.data", MIB)
+    mount = fuse_mount(source=os.path.dirname(path), keep_cache="always")
+    assert box.warm(mount.path).code == 0
+    before = os.stat(f"{mount.path}/weights.data")
+    mount.remount()
+    after = os.stat(f"{mount.path}/weights.data")
+    assert (before.st_ino, before.st_size, before.st_mtime_ns) == (
+        after.st_ino,
+        after.st_size,
+        after.st_mtime_ns,
+    )
+    assert "mounted again" in why(box)
+
+
+@pytest.mark.root
+def test_an_unmounted_volume_is_not_ready(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"weights.data": MIB}, keep_cache="always")
+    assert box.warm(mount.path).code == 0
+    mount.stop()
+    why(box)
+
+
+@pytest.mark.root
+def test_a_hung_mount_cannot_hold_up_the_answer(box: Box, fuse_mount: MountFactory) -> None:
+    """The daemon lives and answers nothing: every look-up hangs. The answer is no, with a reason, in the time given."""
+    mount = fuse_mount(synthetic={"weights.data": MIB}, keep_cache="always", attr_timeout=0, entry_timeout=0)
+    assert box.warm(mount.path).code == 0
+    os.kill(mount.pid, 19)  # SIGSTOP
+    try:
+        started = time.monotonic()
+        question = Question(box.marker)
+        for _ in range(2):
+            answer = question.ask(patience=0.3)
+            assert (answer.ready, answer.state) == (False, "ready")
+            assert mount.path in answer.why
+        assert time.monotonic() - started < 1
+        done = box.run("wait", "--timeout", "1s")
+        assert (done.code, mount.path in done.out) == (3, True)
+        assert done.seconds < 3
+    finally:
+        os.kill(mount.pid, 18)
+    until(lambda: box.ready(), "the daemon to answer again")
+
+
+def test_wait_returns_when_the_gate_opens(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    waiting = box.start("wait", "--timeout", "30s", path)
+    time.sleep(0.3)
+    assert waiting.process.poll() is None
+    box.warm(path)
+    done = waiting.finish(5)
+    assert (done.code, done.out) == (0, "ready\n")
+
+
+def test_wait_gives_up(box: Box) -> None:
+    done = box.run("wait", "--timeout", "600ms")
+    assert done.code == 3
+    assert 0.6 <= done.seconds < 2
+    assert done.out.startswith("not ready: ")
+
+
+def test_wait_ends_with_a_signal(box: Box) -> None:
+    waiting = box.start("wait")
+    time.sleep(0.5)
+    assert waiting.stop(15, within=1).code == 143
+
+
+def test_ready_imports_little(box: Box) -> None:
+    done = box.run("ready", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.code == 3
+    for module in ("click", "anyio", "asyncio", "psutil", "tqdm"):
+        assert f" {module}\n" not in done.err, f"{module} was imported"
