@@ -27,6 +27,7 @@ _SHARP = 0.08
 # on storages that grow slowly, asking for less added lanes on those that do not grow.
 _GROWTH = 1.05
 _RELIEF = 1.02
+_RESCUE = 1.10
 _HARMLESS = 0.96
 _HARMFUL = 0.9
 _SURE = 2.0  # standard errors
@@ -322,10 +323,11 @@ class Controller:
         # as many wait, or tails can be shared, fewer lanes at the same rate are a relief to the daemon.
         if candidate.lanes == self._width + self._backlog and 0 < self._backlog < self._width:
             self._bar = _HARMLESS
-        elif candidate.lanes < self._width and (candidate.split or self._backlog >= 2 * self._width):
-            self._bar = _RELIEF
-        else:
+        elif candidate.lanes > self._width:
             self._bar = _GROWTH
+        else:
+            many = candidate.split or self._backlog >= 2 * self._width
+            self._bar = _RELIEF if many else _RESCUE
         self._trial = candidate
         self._set(candidate, now, done)
 
