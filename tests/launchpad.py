@@ -86,9 +86,14 @@ class Works:
         os._exit(9)
 
     def orphan(self, release: Release) -> int:
-        """Leave a process behind that ends a little later."""
-        subprocess.run(["sh", "-c", "sleep 0.2 &"], check=True)
-        time.sleep(0.6)
+        """Leave a process behind that ends a little later; 0 once even its corpse is gone."""
+        script = ["sh", "-c", "sleep 0.2 >/dev/null 2>&1 & echo $!"]
+        orphan = int(subprocess.run(script, check=True, stdout=subprocess.PIPE).stdout)
+        end = time.monotonic() + 5
+        while os.path.exists(f"/proc/{orphan}"):
+            if time.monotonic() > end:
+                return 1
+            time.sleep(0.02)
         return 0
 
     def hold(self, release: Release) -> int:
