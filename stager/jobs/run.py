@@ -110,7 +110,8 @@ class _Launch:
             outcome = supervise(
                 lambda release: _warm(options.warm, work, release), deadline=options.warm.timeout
             )
-        except StagerError as error:  # no process can be made
+        except StagerError as error:  # no process can be made, so nobody else closes the gate
+            self._withdraw(error.message)
             if not options.start_anyway:
                 raise
             self._warn("warm_failed", f"{error.message}: starting `{self._name}` all the same")
