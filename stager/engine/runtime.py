@@ -130,8 +130,11 @@ def run(
     outcome: list[T] = []
     failure: list[Exception] = []
 
+    # What was ignored from outside (nohup, a shell's `&`) stays ignored: that choice is not ours.
+    stopping = [one for one in _STOPPING if signal.getsignal(one) is not signal.SIG_IGN]
+
     async def listen(scope: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(*_STOPPING, signal.SIGUSR1) as signals:
+        with anyio.open_signal_receiver(*stopping, signal.SIGUSR1) as signals:
             async for signum in signals:
                 if signum == signal.SIGUSR1:
                     on_poke()
