@@ -62,7 +62,9 @@ def _detect(root: str, below: list[LocalFile], found: Found) -> ModelFormat:
     entries = [file.entry for file in below]
 
     def read(index: int, offset: int, length: int) -> bytes:
-        with opened(below[index].path) as fd:
+        path = below[index].path
+        with opened(path) as fd:
+            found.before_reading(path, fd)
             return os.pread(fd, length, offset)
 
     try:

@@ -170,7 +170,8 @@ class Surveyor:
                 if bird is None:
                     keeps, why = Keeps.UNKNOWN, "no small file to test with"
                 else:
-                    ask = partial(_ask, bird.path, mount.fstype)
+                    found = survey.found if smallest_only is None else None
+                    ask = partial(_ask, bird.path, mount.fstype, found)
                     keeps, why = await runtime.in_thread(f"testing {shown(bird.path)}", ask)
             survey.mounts[mount_id] = MountFacts(mount, traits, keeps, why)
 
@@ -208,13 +209,14 @@ class Surveyor:
         if replaced and drop and residency.resident and not facts.traits.revalidates:
             return _problem(file, whole, _clinging(file))
         said = bool(stale) and not drop  # that they would be dropped
-        origin_known = said or not residency.resident or self._origin_known(file, facts, replaced)
+        origin_known = said or not residency.resident or self._origin_known(survey, file, facts, replaced)
         return Look(residency, holes, defects, stale, origin_known)
 
-    def _origin_known(self, file: LocalFile, facts: MountFacts, replaced: str) -> bool:
-        """Whether the resident pages are certainly those of this file: checked by the filesystem, or vouched for."""
+    def _origin_known(self, survey: Survey, file: LocalFile, facts: MountFacts, replaced: str) -> bool:
+        """Whether the resident pages are certainly this file's: checked by the filesystem, read just now, or vouched for."""
         then = self._warmed.get(file.path)
-        return facts.traits.revalidates or (then is not None and then.vouched and not replaced)
+        vouched = then is not None and then.vouched and not replaced
+        return facts.traits.revalidates or survey.found.was_cold.get(file.path, False) or vouched
 
     def _stale(self, file: LocalFile, facts: MountFacts) -> str:
         """Why the resident pages of `file` are not those of the file that was warmed; empty when nothing says so."""
@@ -334,8 +336,12 @@ def _canary_file(survey: Survey, mount_id: int, most: int | None) -> LocalFile |
     return min(there, key=lambda file: file.size, default=None)
 
 
-def _ask(path: str, fstype: str) -> tuple[Keeps, str]:
+def _ask(path: str, fstype: str, found: Found | None) -> tuple[Keeps, str]:
+    """The canary's answer; the state of the bird before is noted in `found` where its pages will be counted later."""
     try:
+        if found is not None:
+            with opened(path) as fd:
+                found.before_reading(path, fd)
         return canary.ask(path, fstype), ""
     except OSError as exc:
         return Keeps.UNKNOWN, os.strerror(exc.errno or 0).lower()

@@ -12,7 +12,7 @@ from stager.core.errors import NotFound, StagerError, UsageError, from_oserror
 from stager.core.model import FileEntry, FileIdentity, LocalFile, Skipped
 from stager.core.select import left_out
 from stager.core.units import shown
-from stager.node import mounts
+from stager.node import mounts, pagecache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +23,20 @@ class Found:
     """What a walk gives: every file by every name, what was passed over and why, and folders that could not be read.
 
     Hard links and symlinks to one file appear once per name: formats need the names. `once` keeps one of each. `listed` are the
-    roots of which every folder could be listed: only there does a missing name prove something.
+    roots of which every folder could be listed: only there does a missing name prove something. `was_cold` says, of the files
+    that stager reads before it counts pages, whether none was resident until then: their pages are its own work.
     """
 
     files: list[LocalFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     errors: list[StagerError] = field(default_factory=list)
     listed: set[str] = field(default_factory=set)
+    was_cold: dict[str, bool] = field(default_factory=dict)
+
+    def before_reading(self, path: str, fd: int) -> None:
+        """Note whether anything of `path`, open as `fd`, is resident; the first call counts."""
+        if path not in self.was_cold:
+            self.was_cold[path] = pagecache.residency(fd, "").resident == 0
 
     def once(self, rank: Callable[[LocalFile], int]) -> list[LocalFile]:
         """One entry per (device, inode): the one with the lowest `rank`, in the order found."""
