@@ -77,7 +77,8 @@ def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
+# Not click.Path: it stats the name in the main thread, and on a mount that hangs no signal would end that.
+PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 
 _selecting = _stack(
     option("--include", multiple=True, metavar="GLOB", help="Only files that match; repeatable."),

@@ -128,13 +128,12 @@ async def hold(survey: Survey, options: Hold, gauge: Gauge, reporter: Reporter) 
     if options.seconds is not None or options.url is not None:
         holder = _Holder(survey, gauge, reporter, lock=options.lock)
         started = time.monotonic()
-        try:
-            await runtime.in_thread("holding", holder.take)
-            until = options.url or f"{options.seconds:g}s"
-            reporter.emit(Note("info", "hold", f"holding {format_size(holder.bytes)} until {until}"))
-            why = await _wait(holder, options)
-        finally:
-            holder.release()
+        await runtime.in_thread("holding", holder.take)
+        until = options.url or f"{options.seconds:g}s"
+        reporter.emit(Note("info", "hold", f"holding {format_size(holder.bytes)} until {until}"))
+        why = await _wait(holder, options)
+        # Not when cancelled: the process ends then, and closing a file waits for the daemon behind it.
+        await runtime.in_thread("letting go", holder.release)
         reporter.emit(HoldSummary(time.monotonic() - started, holder.bytes, holder.brought_back, why))
     if options.idle:
         reporter.emit(Note("info", "idle", "idle until SIGTERM"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.budget import binding_text
@@ -29,6 +30,7 @@ from stager.jobs.reading import Reading
 from stager.jobs.survey import Survey, Surveyor
 from stager.jobs.verifying import Verified, verify
 from stager.node import notify
+from stager.node.files import Found
 from stager.node.memory import Gauge
 
 if TYPE_CHECKING:
@@ -95,11 +97,13 @@ class Warm:
             self._results.append(result)
             self._error = error
         outcome = self._conclude()
-        if outcome.state is not MarkerState.FAILED and self._survey is not None:
+        if outcome.state is not MarkerState.FAILED:
             notify.sd_notify(ready=True, status=f"{outcome.state.value}")
             if self._concluded is not None:
                 self._concluded(outcome.exit_code)
-            await hold(self._survey, self._options.hold, self._gauge, self._reporter)
+            # After a failure that opened the gate all the same there is nothing to hold, and the mount may hang.
+            warm = self._survey if outcome.state is not MarkerState.RELEASED else None
+            await hold(warm or Survey(Found()), self._options.hold, self._gauge, self._reporter)
         return outcome.exit_code
 
     async def _warm(self) -> None:
@@ -108,7 +112,8 @@ class Warm:
         await surveyor.ask_mounts(survey)
         self._survey = survey
         await surveyor.look(survey, fresh=self._options.fresh)
-        self._gate.surveyed(survey, self._options.selection.paths)
+        note = partial(self._gate.surveyed, survey, self._options.selection.paths)
+        await runtime.in_thread("looking at the mounts", note)
         surveyor.judge(survey, self._options, self._gauge)
         note_findings(survey, self._options, self._reporter)
         note_defects(survey, self._reporter)
