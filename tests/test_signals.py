@@ -1,0 +1,381 @@
+"""Ends that must come: signals in every phase, hung reads, deadlines, PID 1, and streams that nobody reads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.fuselab.fixtures import MountFactory
+from tests.harness import MIB, Box, Running, until
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+
+
+def ended(box: Box, running: Running, number: int, within: float = 2.0) -> str:
+    """Stop the run and hold what it leaves against what it must: exit code, marker, last words."""
+    done = running.stop(number, within)
+    assert done.code == 128 + number, str(done)
+    assert box.state == "failed"
+    assert not box.ready("--accept", "partial,unverified,released")
+    assert f"stopped by {signal.Signals(number).name}" in done.err + done.out
+    assert "Traceback" not in done.err
+    return done.err
+
+
+# Signals, phase by phase
+
+
+@BOTH
+@pytest.mark.root
+def test_while_surveying(box: Box, fuse_mount: MountFactory, number: int) -> None:
+    mount = fuse_mount(
+        synthetic={f"{n:03}.data": MIB for n in range(100)},
+        keep_cache="always",
+        meta_latency=300,
+        entry_timeout=0,
+    )
+    running = box.start("warm", mount.path)
+    until(lambda: box.state == "failed", "the withdrawn marker")
+    time.sleep(0.5)
+    ended(box, running, number)
+
+
+@BOTH
+def test_while_reading(box: Box, number: int) -> None:
+    path = box.file("weights.data", 16 * MIB)
+    running = box.start("warm", path, "--max-rate", "2MiB", "--progress", "lines")
+    until(lambda: _reads(running), "bytes read")
+    ended(box, running, number)
+
+
+def _reads(running: Running) -> bool:
+    """Whether the process has a .data file open: it is reading or verifying."""
+    try:
+        return any(
+            os.readlink(f"/proc/{running.pid}/fd/{fd}").endswith(".data")
+            for fd in os.listdir(f"/proc/{running.pid}/fd")
+        )
+    except FileNotFoundError:
+        return False
+
+
+@BOTH
+@pytest.mark.root
+def test_while_verifying(box: Box, fuse_mount: MountFactory, number: int) -> None:
+    """Every open takes 100 ms and everything is resident: after the survey there is only verifying."""
+    mount = fuse_mount(
+        synthetic={f"{n:02}.data": 4096 for n in range(40)},
+        keep_cache="always",
+        meta_latency=100,
+        attr_timeout=60,
+        entry_timeout=60,
+    )
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda n: Path(mount.path, f"{n:02}.data").read_bytes(), range(40)))
+    running = box.start("warm", mount.path, "--json")
+    running.await_text("unknown_origin", 30)  # said after the survey, before the first read
+    time.sleep(0.2)
+    ended(box, running, number)
+
+
+@BOTH
+def test_while_holding(box: Box, number: int) -> None:
+    path = box.file("weights.data", MIB)
+    running = box.start("warm", path, "--hold", "1h")
+    running.await_text("holding 1.0 MiB")
+    assert box.ready()
+    ended(box, running, number)
+
+
+@BOTH
+def test_while_idling(box: Box, number: int) -> None:
+    path = box.file("weights.data", MIB)
+    running = box.start("warm", path, "--idle")
+    running.await_text("idle until SIGTERM")
+    assert box.ready()
+    ended(box, running, number)
+
+
+def test_at_any_moment_of_a_short_run(box: Box) -> None:
+    """From before the first import to after the last line: killed by the signal's number, or done before it came."""
+    path = box.file("weights.data", MIB)
+    for step in range(14):
+        running = box.start("warm", path, "--fresh")
+        time.sleep(step * 0.02)
+        running.signal(signal.SIGTERM)
+        done = running.finish(3)
+        assert done.code in (0, 143, -15), str(done)  # -15: before Python's first instruction
+        assert "Traceback" not in done.err
+        if done.code == 143 and box.state:
+            assert box.state == "failed" or "ready" in done.out or step < 4
+        if done.code == 0:
+            assert box.state == "ready"
+
+
+def test_hangup_stops_as_well(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    running = box.start("warm", path, "--idle")
+    running.await_text("idle until SIGTERM")
+    ended(box, running, signal.SIGHUP)
+
+
+def test_usr1_prints_a_progress_line(box: Box) -> None:
+    path = box.file("weights.data", 16 * MIB)
+    running = box.start("warm", path, "--max-rate", "4MiB", "--progress", "none")
+    until(lambda: _reads(running), "reading")
+    time.sleep(0.6)
+    assert "warm " not in running.err
+    running.signal(signal.SIGUSR1)
+    line = running.await_text(r"warm \d+% .*\n", 3)
+    assert "/16.0 MiB" in line
+    ended(box, running, signal.SIGTERM)
+
+
+# Hangs
+
+
+@pytest.mark.root
+def test_a_hung_read_does_not_hold_up_the_end_and_is_named(box: Box, fuse_mount: MountFactory) -> None:
+    files = {"a.data": 4 * MIB, "b.data": 4 * MIB, "hangs.data": 8 * MIB}
+    mount = fuse_mount(synthetic=files, keep_cache="always", hang_after=int(5 * MIB))
+    running = box.start("warm", mount.path)
+    until(lambda: mount.counters()["hung"], "a hung read")
+    err = ended(box, running, signal.SIGTERM, within=3)
+    assert "left behind" in err
+    assert mount.path in err
+
+
+@pytest.mark.root
+def test_a_second_signal_ends_at_once(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(
+        synthetic={"a.data": 4 * MIB, "hangs.data": 8 * MIB}, keep_cache="always", hang_after=5 * MIB
+    )
+    running = box.start("warm", mount.path)
+    until(lambda: mount.counters()["hung"], "a hung read")
+    running.signal(signal.SIGTERM)
+    until(lambda: box.state == "failed", "the withdrawn marker")
+    time.sleep(0.2)
+    done = running.stop(signal.SIGINT, within=0.7)
+    assert done.code in (130, 143)
+    assert box.state == "failed"
+
+
+@pytest.mark.root
+def test_a_hung_survey_is_named(box: Box, fuse_mount: MountFactory) -> None:
+    """The header of a file cannot be read: the survey hangs, not the lanes."""
+    mount = fuse_mount(
+        synthetic={"a.data": 100, "hangs.safetensors": 4 * MIB},
+        keep_cache="always",
+        hang_file="hangs.safetensors",
+    )
+    running = box.start("warm", mount.path)
+    until(lambda: mount.counters()["hung"], "a hung read")
+    err = ended(box, running, signal.SIGTERM, within=3)
+    assert "hangs.safetensors" in err
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", ["", "--fail-open"])
+def test_a_stall_names_the_file(box: Box, fuse_mount: MountFactory, mode: str) -> None:
+    mount = fuse_mount(
+        synthetic={"a.data": 4 * MIB, "hangs.data": 8 * MIB}, keep_cache="always", hang_file="hangs.data"
+    )
+    done = box.run("warm", mount.path, "--stall-timeout", "1s", *mode.split())
+    assert done.code == (0 if mode else 10)
+    assert 1 < done.seconds < 5
+    assert "hangs.data" in done.err + done.out
+    assert "no bytes for" in done.err + done.out
+    assert done.out.startswith("released: " if mode else "failed: ")
+    assert box.state == ("released" if mode else "failed")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("phase", ["reading", "survey"])
+def test_the_timeout_ends_a_hung_run(box: Box, fuse_mount: MountFactory, phase: str) -> None:
+    name = "hangs.data" if phase == "reading" else "hangs.safetensors"
+    mount = fuse_mount(synthetic={"a.data": 100, name: 8 * MIB}, keep_cache="always", hang_file=name)
+    done = box.run("warm", mount.path, "--timeout", "1s")
+    assert done.code == 10
+    assert done.seconds < 4
+    assert name in done.err
+    assert box.state == "failed"
+    opened = box.run("warm", mount.path, "--timeout", "1s", "--fail-open")
+    assert (opened.code, box.state) == (0, "released")
+
+
+@pytest.mark.root
+def test_a_hung_mount_point_ends_too(box: Box, fuse_mount: MountFactory) -> None:
+    """Not even the folder can be looked at."""
+    mount = fuse_mount(synthetic={"a.data": 100}, keep_cache="always", entry_timeout=0, attr_timeout=0)
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        for words in (("warm",), ("check",), ("status",), ("evict",)):
+            running = box.start(*words, mount.path)
+            time.sleep(0.6)
+            done = running.stop(signal.SIGTERM, within=2.5)
+            assert done.code == 143
+            assert mount.path in done.err
+        done = box.run("warm", mount.path, "--timeout", "500ms")
+        assert (done.code, done.seconds < 3.5) == (10, True)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("phase", ["reading", "holding"])
+def test_a_daemon_that_stops_in_the_middle(box: Box, fuse_mount: MountFactory, phase: str) -> None:
+    """It answers nothing any more. The kernel waits for its answer to close() even while a process is being killed, so the
+    exit waits; but the gate is closed at once, and the last words say what is wrong."""
+    mount = fuse_mount(synthetic={"a.data": 16 * MIB}, keep_cache="always", stream_rate="16MiB")
+    running = box.start("warm", mount.path, *(("--hold", "1h") if phase == "holding" else ()))
+    if phase == "holding":
+        running.await_text("holding 16.0 MiB")
+    else:
+        until(lambda: mount.counters()["served"] > 2 * MIB, "bytes served")
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        time.sleep(0.3)
+        running.signal(signal.SIGTERM)
+        until(lambda: box.state == "failed", "the withdrawn marker", 1)
+        assert box.run("ready").code != 0
+        running.await_text("stopped by SIGTERM", 2)
+        if phase == "reading":
+            assert mount.path in running.await_text("left behind.*", 2)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+    assert running.finish(3).code == 143
+
+
+# As PID 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("phase", ["reading", "idle", "done"])
+def test_as_pid_1(box: Box, phase: str) -> None:
+    """The kernel gives PID 1 no default action for signals."""
+    path = box.file("weights.data", 8 * MIB)
+    words = {"reading": ("--max-rate", "2MiB"), "idle": ("--idle",), "done": ()}[phase]
+    running = box.start("warm", path, *words, before=["unshare", "-pf", "--mount-proc", "--kill-child"])
+    if phase == "done":
+        assert running.finish(10).code == 0
+        return
+    inner = until(lambda: _child_of(running.pid), "PID 1")
+    if phase == "idle":
+        running.await_text("idle until SIGTERM")
+    else:
+        until(lambda: box.state == "failed", "the run")
+        time.sleep(0.4)
+    started = time.monotonic()
+    os.kill(inner, signal.SIGTERM)
+    done = running.finish(5)
+    assert time.monotonic() - started < 2
+    assert done.code == 143
+    assert box.state == "failed"
+
+
+def _child_of(pid: int) -> int | None:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(text[0]) if text else None
+
+
+# Streams
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "0>&- 1>&- 2>&-"])
+def test_closed_streams(box: Box, closed: str) -> None:
+    path = box.file("weights.data", 2 * MIB)
+    for words in ("warm", "check", "status"):
+        done = box.run(words, path, before=["sh", "-c", f'exec "$@" {closed}', "sh"])
+        assert done.code == 0, str(done)
+        assert "Traceback" not in done.err
+    assert box.state == "ready"
+    assert box.run("warm", box.path("nothing"), before=["sh", "-c", f'exec "$@" {closed}', "sh"]).code == 7
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_pipe_that_nobody_reads(box: Box, stream: str) -> None:
+    path = box.file("weights.data", 2 * MIB)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    try:
+        while os.write(write_end, b"x" * 4096):
+            pass
+    except BlockingIOError:
+        pass
+    os.set_blocking(write_end, True)
+    try:
+        options = {stream: write_end}
+        done = box.run("warm", "--json", path, seconds=15, **options)
+        assert done.code == 0
+        assert done.seconds < 5
+        assert box.state == "ready"
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_a_reader_that_goes_away(box: Box) -> None:
+    for n in range(300):
+        os.makedirs(box.path("m"), exist_ok=True)
+        Path(box.path(f"m/{n:03}.data")).write_bytes(b"x")
+    done = box.run("status", box.path("m"), before=["sh", "-c", '"$@" | head -1; true', "sh"])
+    assert done.out.count("\n") == 1
+    assert "Traceback" not in done.err
+    assert "Broken" not in done.err
+
+
+# systemd
+
+
+def test_systemd_is_told_when_it_is_ready(box: Box) -> None:
+    path = box.file("weights.data", 8 * MIB)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(box.path("notify"))
+        listener.settimeout(10)
+        running = box.start(
+            "warm", path, "--idle", "--max-rate", "16MiB", env={"NOTIFY_SOCKET": box.path("notify")}
+        )
+        messages = [listener.recv(4096).decode().split("\n")]
+        while "READY=1" not in messages[-1]:
+            assert not box.ready()
+            messages.append(listener.recv(4096).decode().split("\n"))
+        assert any(word.startswith("STATUS=") for word in messages[0])
+        assert box.ready(), "the marker is there before systemd is told"
+        running.stop(signal.SIGTERM, 2)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_systemd_is_told_of_a_gate_that_opened_in_spite_of_failure(box: Box, found: bool) -> None:
+    """Released is not warm, but the service is up: a unit that waits for READY=1 would be killed otherwise."""
+    os.mkdir(box.path("m"))
+    words = ["--fail-open", "--idle"]
+    if found:
+        box.file("m/a.data", 16 * MIB)
+        words += ["--timeout", "300ms", "--max-rate", "1MiB"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(box.path("notify"))
+        listener.settimeout(5)
+        running = box.start("warm", box.path("m"), *words, env={"NOTIFY_SOCKET": box.path("notify")})
+        while "READY=1" not in listener.recv(4096).decode().split("\n"):
+            pass
+        running.await_text("idle until SIGTERM")
+        assert box.state == "released"
+        ended(box, running, signal.SIGTERM)
+
+
+def test_systemd_is_not_told_of_a_failure(box: Box) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(box.path("notify"))
+        listener.settimeout(0.1)
+        assert box.run("warm", box.path("nothing"), env={"NOTIFY_SOCKET": box.path("notify")}).code == 7
+        while True:
+            try:
+                assert "READY=1" not in listener.recv(4096).decode().split("\n")
+            except TimeoutError:
+                break
