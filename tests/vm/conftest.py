@@ -66,15 +66,17 @@ def read_report(path: Path) -> dict[str, list[Case]]:
     cases = defaultdict(list)
     for node in ET.parse(path).iter("testcase"):
         name = node.get("name", "")
-        trouble = "\n".join(
-            f"{part.tag}: {part.text or part.get('message')}" for part in node if part.tag in _TROUBLES
-        )
         key = f"{node.get('classname', '').rpartition('.')[2]}.py::{name.partition('[')[0]}"
-        cases[key].append(Case(name, float(node.get("time", 0)), trouble))
+        cases[key].append(Case(name, float(node.get("time", 0)), trouble(node)))
     return dict(cases)
 
 
-_TROUBLES = ("failure", "error", "skipped")
+def trouble(node: ET.Element) -> str:
+    """What went wrong in a test case, with what it printed; empty when it passed."""
+    parts = {part.tag: part.text or part.get("message") or "" for part in node}
+    found = [f"{tag}: {parts[tag]}" for tag in ("failure", "error", "skipped") if tag in parts]
+    printed = [parts[tag][-4000:] for tag in ("system-out", "system-err") if tag in parts]
+    return "\n".join([*found, *printed]) if found else ""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

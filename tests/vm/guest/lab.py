@@ -75,8 +75,8 @@ class Group:
         """
         self.table("memory.stat")
 
-    def call(self, work: Callable[[], object]) -> None:
-        """Run `work` in a forked process inside this group; fails when it raises."""
+    def start(self, work: Callable[[], object]) -> int:
+        """Begin `work` in a forked process inside this group; gives its process id."""
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -89,7 +89,12 @@ class Group:
             finally:
                 sys.stderr.flush()
                 os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, f"{work} failed in {self.path}"
+        return pid
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Run `work` in a forked process inside this group; fails when it raises."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.start(work), 0)[1])
+        assert code == 0, f"{work} failed in {self.path} ({code})"
 
     def remove(self) -> None:
         """Remove the group and those below it; processes in them are ended first."""

@@ -6,8 +6,10 @@ are 0 no page was evicted: nothing that was warmed, and nothing of anybody else.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -132,36 +134,52 @@ def test_init_container_with_a_limit_of_its_own(shards: list[str], pod: Callable
     assert_nothing_evicted(init)
 
 
-def grow(size: int, rate: int) -> None:
-    """Use `size` bytes of anonymous memory, `rate` bytes more each second, and keep them."""
-    block = mmap.mmap(-1, size)
-    for offset in range(0, size, MB):
+def grow(group: Group, rate: int) -> None:
+    """Use `rate` bytes of anonymous memory more each second until `group` has only 10 MB left, and keep them."""
+    block = mmap.mmap(-1, 400 * MB)
+    for offset in range(0, len(block), MB):
+        if group.number("memory.max") - group.number("memory.current") < 10 * MB:
+            break
         block[offset : offset + MB] = bytes(MB)
         time.sleep(MB / rate)
-    time.sleep(600)
+    signal.pause()
 
 
 def test_stops_when_a_sibling_grows(shards: list[str], pod: Callable[..., Group]) -> None:
-    """Everything fits at the start. Then the engine takes memory faster than was planned for."""
+    """Everything fits at the start. Then the engine takes memory while stager still warms: it must not evict itself."""
     group = pod(memory_max="400M")
     init, engine = group.child(CONTAINER), group.child("e46143" + CONTAINER[6:])
     folder = os.path.dirname(shards[0])
-    argv = ("warm", "-P", "1", "--reserve", "0", "--max-rate", "20M", "--marker", f"{folder}.json", folder)
-    running = subprocess.Popen(init.command([sys.executable, "-m", "stager", *argv]))
+    argv = (
+        "warm",
+        "-P",
+        "1",
+        "--reserve",
+        "0",
+        "--max-rate",
+        "20M",
+        "--json",
+        "--marker",
+        f"{folder}.json",
+        folder,
+    )
+    command = init.command([sys.executable, "-m", "stager", *argv])
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while not any(lab.resident(path) > 4 * MB for path in shards):
         assert running.poll() is None, "ended before it warmed anything"
         time.sleep(0.05)
-    pid = os.fork()
-    if pid == 0:
-        engine.write("cgroup.procs", "0")
-        grow(210 * MB, 60 * MB)
-    assert running.wait(60) == 0
+    sibling = engine.start(lambda: grow(group, 30 * MB))
+    output = running.communicate(timeout=60)[0]
+    print(output)
+    os.kill(sibling, signal.SIGKILL)
+    os.waitpid(sibling, 0)
+    assert running.returncode == 0
     assert state(shards) == "partial"
-    warmed = sum(map(lab.resident, shards))
-    assert 4 * MB < warmed < len(shards) * SHARD
-    assert_nothing_evicted(group)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
+    summary = next(row for row in map(json.loads, output.splitlines()) if row["type"] == "warm_summary")
+    assert 4 * MB < summary["read"] < len(shards) * SHARD
+    # Reading on until the end would have cost 60 MB of what was read first.
+    assert summary["read"] - sum(map(lab.resident, shards)) < MB
+    assert "memory.max" in summary["binding"]
 
 
 def test_hidden_pod_limit_given_with_limit(shards: list[str], pod: Callable[..., Group]) -> None:
