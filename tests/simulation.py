@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stager.core.model import Span
@@ -25,15 +25,9 @@ BLOCK = 4 * MIB  # lanes count what they moved in blocks of this
 
 @dataclass(eq=False)
 class Handle:
-    """An open file: when it was opened, what waits for its reader, and what the storage remembers about it."""
+    """An open file and when it was opened."""
 
     opened: float
-    size: int
-    position: float = 0.0
-    ahead: float = 0.0  # bytes fetched and not yet read
-    held: float = 0.0  # bytes of a shared pool
-    credit: float = 0.0
-    closed: bool = False
 
 
 class Storage:
@@ -43,9 +37,6 @@ class Storage:
 
     def total(self, count: int, now: float) -> float:
         raise NotImplementedError
-
-    def close(self, handle: Handle) -> None:
-        handle.closed = True
 
     def serve(self, handles: Sequence[Handle], now: float, dt: float) -> list[float]:
         """Bytes for each handle in the next `dt` seconds."""
@@ -93,7 +84,14 @@ class Collapse(Storage):
     """Total throughput by handles, as measured on ossfs 2 with 16 x 384 MiB; between the points geometric."""
 
     points: dict[int, float] = field(
-        default_factory=lambda: {1: 900 * MB, 2: 1546 * MB, 4: 2476 * MB, 8: 1973 * MB, 16: 1055 * MB, 32: 900 * MB}
+        default_factory=lambda: {
+            1: 900 * MB,
+            2: 1546 * MB,
+            4: 2476 * MB,
+            8: 1973 * MB,
+            16: 1055 * MB,
+            32: 900 * MB,
+        }
     )
 
     def total(self, count: int, now: float) -> float:
@@ -128,60 +126,6 @@ class Changing(Storage):
 
     def total(self, count: int, now: float) -> float:
         return (self.first if now < self.at else self.second).total(count, now)
-
-
-@dataclass
-class Pool(Storage):
-    """A prefetch pool that handles draw from until they close; whoever finds it empty crawls.
-
-    Follows tests/fuselab/pacing.py with rates instead of requests: what was asked for is transferred even when the
-    handle closes first.
-    """
-
-    size: float = 6 * GB
-    hold: float = 1.5 * GB
-    window: float = 1.0 * GB
-    cap: float = 2500 * MB
-    stream: float = 640 * MB
-    crawl: float = 32 * MB
-    orphaned: float = 0.0
-    _free: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._free = self.size
-
-    def close(self, handle: Handle) -> None:
-        super().close(handle)
-        self._free += handle.held
-        self.orphaned += max(0.0, handle.held - handle.ahead) if handle.held < handle.size else 0.0
-        handle.held = 0.0
-
-    def serve(self, handles: Sequence[Handle], now: float, dt: float) -> list[float]:
-        rich = []
-        for h in handles:
-            if now - h.opened < self.latency:
-                continue
-            wish = min(self.hold, h.size, self.window) - h.held
-            grant = max(0.0, min(wish, self._free, 64 * MIB if h.held == 0 else self.stream * dt * 2))
-            h.held += grant
-            self._free -= grant
-            if h.held > 0:
-                rich.append(h)
-        crawlers = [h for h in handles if now - h.opened >= self.latency and h.held == 0]
-        streams = len(rich) + (1 if self.orphaned > 0 else 0)
-        left = max(0.0, self.cap - self.crawl * len(crawlers))
-        each = min(self.stream, left / streams) if streams else 0.0
-        if self.orphaned > 0:
-            self.orphaned = max(0.0, self.orphaned - each * dt)
-        given = []
-        for h in handles:
-            if now - h.opened < self.latency:
-                given.append(0.0)
-            elif h.held > 0:
-                given.append(each * dt)
-            else:
-                given.append(min(self.crawl, self.cap / len(handles)) * dt)
-        return given
 
 
 @dataclass
@@ -274,10 +218,8 @@ class Run:
         return decision
 
     def _next(self, lane: _SimLane, now: float) -> None:
-        if lane.handle is not None:
-            self.storage.close(lane.handle)
         lane.lease = None if lane.retired else self.supply.next(split=self.split)
-        lane.handle = Handle(now, lane.lease.span.length) if lane.lease else None
+        lane.handle = Handle(now) if lane.lease else None
         lane.spare = self.phases.random() * self.noise.burst
 
     def _factor(self) -> float:
@@ -316,23 +258,3 @@ class Run:
         blocks = int(lane.uncounted // BLOCK) * BLOCK
         self.counted += blocks
         lane.uncounted -= blocks
-
-
-def sweep(
-    sizes: Sequence[int],
-    storage: Callable[[], Storage],
-    *,
-    ceiling: int,
-    may_split: bool,
-    limit: float = 30.0,
-) -> tuple[float, Decision]:
-    """The best mean rate of any fixed setting without noise, and that setting."""
-    counts = [p for p in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32) if p < ceiling] + [ceiling]
-    best = (0.0, Decision(1, split=False))
-    for split in (False, True) if may_split else (False,):
-        for count in counts:
-            fixed = Controller(count, count, adapt=False, may_split=split)
-            rate = Run(sizes, storage(), fixed).run(limit).rate
-            if rate > best[0] * 1.001:
-                best = (rate, Decision(count, split))
-    return best

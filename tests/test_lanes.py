@@ -233,6 +233,17 @@ def test_a_divided_file_is_not_read_twice_at_once_when_splitting_ends() -> None:
     assert lanes.finished == {0}
 
 
+def test_when_splitting_ends_each_divided_file_keeps_one_lane() -> None:
+    supply = Supply([Span(0, 0, 512 * MIB), Span(1, 0, 128 * MIB), Span(1, 128 * MIB, 128 * MIB)], 64 * MIB)
+    leases = [supply.next(split=True) for _ in range(5)]
+    held = [lease for lease in leases if lease is not None]
+    assert [lease.span.index for lease in held] == [0, 1, 1, 0, 0]
+    supply.rejoin()
+    assert [lease.remaining() > 0 for lease in held] == [True, True, True, False, False]
+    assert supply.backlog(split=False) == 0  # the rests wait for the first lane to end
+    assert supply.backlog(split=True) == 2
+
+
 def test_lane_that_crawls_is_retired_first() -> None:
     spans = [Span(i, 0, 9000 * MIB) for i in range(4)]
 
@@ -459,7 +470,7 @@ class Model:
 sizes = st.integers(0, 200 * MIB)
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["take", "split", "step", "step", "step", "reserve", "back"]),
+        st.sampled_from(["take", "split", "step", "step", "step", "reserve", "back", "rejoin"]),
         st.integers(0, 7),
         st.integers(1, 80 * MIB),
         st.integers(0, 2),
@@ -481,6 +492,8 @@ def test_bytes_handed_out_partition_the_spans(lengths: list[tuple[int, int]], sc
         lease = model.held[which % len(model.held)] if model.held else None
         if what in ("take", "split"):
             model.take(split=what == "split")
+        elif what == "rejoin":
+            model.supply.rejoin()
         elif lease is not None and what == "step":
             model.step(lease, size, short)
         elif lease is not None and what == "reserve":

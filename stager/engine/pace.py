@@ -8,32 +8,35 @@ settles. Later it looks again now and then, and at once when the rate falls or r
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from stager.engine.meter import Meter
+
 # After a change the first moments belong to nobody: lanes start, files open, daemons widen their prefetch.
 _SETTLE_S = 0.2
+# A lane that did not start within this time after a change will not start.
+_START_S = 1.0
 # An epoch is long enough when every lane passed a few blocks; a lane counts in blocks of 1 to 4 MiB.
 _BYTES_PER_LANE = 8 << 20
 _SHORTEST_S = 0.3
-_LONGEST_S = 2.0
-_LONGEST_BURSTY_S = 5.0
-_STEEP = 0.85
 _BASE_S = 0.5
-_SHARP = 0.08
-# What counts as clear growth. In simulations with 10 to 20 % of noise, asking for more left a tenth of the throughput
-# on storages that grow slowly, asking for less added lanes on those that do not grow.
-_GROWTH = 1.05
-_RELIEF = 1.02
-_RESCUE = 1.10
-_HARMLESS = 0.96
-_HARMFUL = 0.9
-_SURE = 2.0  # standard errors
-# Until it is seen, single ticks are believed to scatter by this much, as if seen in this many ticks.
-_TICK_SCATTER = 0.2
-_BELIEF = 5
+_TRIAL_S = 6.0  # on storage so slow that even this is not enough bytes, the verdict is a guess
+# The bars a trial must pass, as a factor on the base's rate. They come from tests/simulation.py with 10 to 20 % of
+# noise: higher ones left a tenth of the throughput on storages that grow slowly, lower ones wandered on flat ones.
+_GROWTH = 1.05  # for more lanes
+_SPLIT_GROWTH = 1.08  # for a second handle on a file, which daemons may pay for by fetching more than once
+_RELIEF = 1.02  # for fewer lanes while many spans wait
+_RESCUE = 1.10  # for fewer lanes when most spans are in flight: putting some back makes stragglers
+_HARMLESS = 0.96  # for taking all the spans that are left at once
+_HARMFUL = 0.9  # below this share of the base's rate a setting is not looked at again
+# A split that grew by less than this much more than its bar is measured twice.
+_PLAIN = 0.2
+# Growth by this share of the lanes added is linear: go on by four instead of two.
+_STEEP = 0.85
+# How many standard errors a verdict needs before time is up.
+_SURE = 2.0
 # While settled, rates are compared in blocks of this length; two in a row outside these bounds are a change.
 _BLOCK_S = 1.5
 _FALL = 0.75
@@ -71,67 +74,6 @@ class PaceReport:
     epochs: tuple[Epoch, ...]
 
 
-class _Meter:
-    """The rate since the last restart, and how far off it may be."""
-
-    def __init__(self) -> None:
-        self.restart(0.0, 0, 0.0)
-
-    def restart(self, now: float, done: int, settle: float) -> None:
-        self._ready_at = now + settle
-        self._from = self._last = (now, done)
-        self._rates: list[float] = []
-
-    def add(self, now: float, done: int) -> None:
-        then, before = self._last
-        if now <= then:
-            return
-        self._last = (now, done)
-        if now <= self._ready_at + 1e-6:
-            self._from = self._last
-        else:
-            self._rates.append((done - before) / (now - then))
-
-    @property
-    def seconds(self) -> float:
-        return self._last[0] - self._from[0]
-
-    @property
-    def moved(self) -> int:
-        return self._last[1] - self._from[1]
-
-    @property
-    def rate(self) -> float:
-        return self.moved / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def error(self) -> float:
-        """The standard error of `rate`, in bytes per second; wider when ticks in a row resemble each other."""
-        count = len(self._rates)
-        if count < 3 or not self.rate:
-            return math.inf
-        mean = sum(self._rates) / count
-        off = [rate - mean for rate in self._rates]
-        variance = sum(x * x for x in off) / (count - 1)
-        follows = sum(a * b for a, b in itertools.pairwise(off)) / (sum(x * x for x in off) or 1.0)
-        # Regular bursts even out, which a few ticks cannot tell from luck.
-        follows = min(0.8, max(-0.5 if count >= 10 else 0.0, follows))
-        variance *= (1 + follows) / (1 - follows)
-        believed = (_TICK_SCATTER * self.rate) ** 2
-        return math.sqrt((variance * (count - 1) + believed * _BELIEF) / (count - 1 + _BELIEF) / count)
-
-    @property
-    def sharp(self) -> bool:
-        """Measured well enough to compare others with."""
-        return self.error <= _SHARP * self.rate
-
-    @property
-    def exhausted(self) -> bool:
-        """Measured for so long that more would not help; bursts are given more time."""
-        longest = _LONGEST_S if self.error <= 2 * _SHARP * self.rate else _LONGEST_BURSTY_S
-        return self.seconds >= longest
-
-
 @dataclass(slots=True)
 class _Base:
     """The setting in force and what it gave."""
@@ -160,12 +102,13 @@ class Controller:
         self._decision = first
         self._base = _Base(first)
         self._trial: Decision | None = None
+        self._tried_at = 0.0
         self._settled = False
         self._tried: dict[Decision, float] = {}
         self._refused = False
         self._steep = False
         self._downward = False
-        self._meter = _Meter()
+        self._meter = Meter()
         self._width = 0
         self._began: float | None = None
         self._backlog = 0
@@ -176,6 +119,7 @@ class Controller:
         self._bar = _GROWTH
         self._looks = 0
         self._split_again = 0.0
+        self._doubted = False
         self._peak = first.lanes
         self._epochs: list[Epoch] = []
 
@@ -194,7 +138,7 @@ class Controller:
         width = self._decision.lanes if backlog else min(busy, self._decision.lanes)
         if width != self._width or busy > self._decision.lanes:
             if width != self._width:
-                self._supply_changed(width)
+                self._supply_changed(width, now, done)
             self._meter.restart(now, done, _SETTLE_S)
         else:
             self._meter.add(now, done)
@@ -208,12 +152,16 @@ class Controller:
 
     # What the meter says
 
-    def _supply_changed(self, width: int) -> None:
+    def _supply_changed(self, width: int, now: float, done: int) -> None:
         """The number of busy lanes moved by itself: epochs of before say nothing about what comes."""
         self._width = width
         self._level = None
         self._strange = 0
-        self._base.error = math.inf
+        if self._trial is not None and now > self._tried_at + _START_S:
+            trial, self._trial, self._doubted = self._trial, None, False
+            if self._begins_split(trial):
+                self._split_again = now + 2 * _FIRST_LOOK_S
+            self._set(self._base.setting, now, done)
 
     def _judge(self, now: float, done: int) -> None:
         enough = self._meter.moved >= _BYTES_PER_LANE * self._width
@@ -242,37 +190,52 @@ class Controller:
         return Decision(self._width, setting.split)
 
     def _judge_trial(self, now: float, done: int, *, enough: bool) -> None:
-        meter, base = self._meter, self._base
-        if (meter.seconds < _SHORTEST_S or not enough) and meter.seconds < 3 * _LONGEST_S:
+        meter, base, trial = self._meter, self._base, self._trial
+        assert trial is not None
+        if (meter.seconds < _SHORTEST_S or not enough) and meter.seconds < _TRIAL_S:
             return
         margin = meter.rate - self._bar * base.rate
         if abs(margin) < _SURE * math.hypot(meter.error, base.error) and not meter.exhausted:
             return
-        assert self._trial is not None
         self._note(now)
-        trial, self._trial = self._trial, None
+        self._trial = None
+        if self._begins_split(trial) and 0 < margin < _PLAIN * base.rate and not self._doubted:
+            self._doubted = self._refused = True
+            self._settled = False
+            self._set(base.setting, now, done)
+            return
+        self._doubted = False
         self._tried[trial] = self._tried[self._as_wide(trial)] = meter.rate
         if margin > 0:
-            grew = meter.rate > _GROWTH * base.rate
-            more_split = self._settled and self._refused and trial.split and not base.setting.split
-            last_words = more_split or (self._bar == _HARMLESS and not grew)
-            self._downward = trial.lanes < base.setting.lanes
-            self._steep = not self._refused and meter.rate > _STEEP * base.rate * trial.lanes / max(
-                1, base.width
-            )
-            self._base = _Base(trial, self._width, meter.rate, meter.error)
-            self._look_every = _FIRST_LOOK_S
-            self._settled = False
-            if last_words:
-                self._settle(now, done)
-            else:
-                self._next(now, done)
+            self._accept(trial, now, done)
         else:
-            self._refused = True
-            self._steep = False
-            if trial.split and not base.setting.split:
-                self._split_again = now + 2 * _FIRST_LOOK_S
-            self._set(base.setting, now, done)
+            self._refuse(trial, now, done)
+
+    def _begins_split(self, trial: Decision) -> bool:
+        return trial.split and not self._base.setting.split
+
+    def _accept(self, trial: Decision, now: float, done: int) -> None:
+        rate, base = self._meter.rate, self._base
+        # Where more lanes were refused before, splitting only fills those that the files no longer fill.
+        filled = self._settled and self._refused and self._begins_split(trial)
+        last_wave = self._bar == _HARMLESS and rate < _GROWTH * base.rate
+        linear = base.rate * trial.lanes / max(1, base.width)
+        self._steep = not self._refused and rate > _STEEP * linear
+        self._downward = trial.lanes < base.setting.lanes
+        self._base = _Base(trial, self._width, rate, self._meter.error)
+        self._look_every = _FIRST_LOOK_S
+        self._settled = False
+        if filled or last_wave:
+            self._settle(now, done)
+        else:
+            self._next(now, done)
+
+    def _refuse(self, trial: Decision, now: float, done: int) -> None:
+        self._refused = True
+        self._steep = False
+        if self._begins_split(trial):
+            self._split_again = now + 2 * _FIRST_LOOK_S
+        self._set(self._base.setting, now, done)
 
     def _judge_block(self, now: float, done: int) -> None:
         rate, error = self._meter.rate, self._meter.error
@@ -323,12 +286,14 @@ class Controller:
         # as many wait, or tails can be shared, fewer lanes at the same rate are a relief to the daemon.
         if candidate.lanes == self._width + self._backlog and 0 < self._backlog < self._width:
             self._bar = _HARMLESS
+        elif candidate.split and not self._base.setting.split:
+            self._bar = _SPLIT_GROWTH
         elif candidate.lanes > self._width:
             self._bar = _GROWTH
         else:
             many = candidate.split or self._backlog >= 2 * self._width
             self._bar = _RELIEF if many else _RESCUE
-        self._trial = candidate
+        self._trial, self._tried_at = candidate, now
         self._set(candidate, now, done)
 
     def _candidates(self, now: float) -> Iterator[Decision]:
