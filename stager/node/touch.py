@@ -96,9 +96,11 @@ class SpliceKit:
 
 
 class PopulateKit:
-    """MADV_POPULATE_READ, `passes` times over; the second pass over resident pages costs 1.6 ms a GB.
+    """MADV_POPULATE_READ, `passes` times over, each through a mapping of its own.
 
-    Under the classic LRU a second touch makes pages active; under MGLRU the first fault decides and one pass is enough.
+    Under the classic LRU a second touch makes pages active; under MGLRU the first fault decides and one pass is enough. Populating
+    again what is mapped already is no touch: a kernel 6.18 counts the second one when the pages were unmapped in between (256 of
+    256 MB outlived a stream of 4 GB through a memory cgroup of 1 GB, 40 without), for 25 ms of CPU a GB.
     Falls back to preadv for files that cannot be mapped (FUSE with direct_io) and kernels before 5.14.
     """
 
@@ -115,8 +117,8 @@ class PopulateKit:
         start = offset - offset % PAGE
         count = min(length + offset - start, 4 * STEP)
         try:
-            with Mapping(fd, start, count) as mapping:
-                for _ in range(self._passes):
+            for _ in range(self._passes):
+                with Mapping(fd, start, count) as mapping:
                     mapping.populate(start, count)
         except OSError as exc:
             return self._explain(exc, fd, offset, length)
