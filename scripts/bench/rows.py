@@ -180,14 +180,17 @@ class Rows:
         limit, size = max(2 * self.unit, 256 * MIB), os.path.getsize(kept[0])
         self.notes.append(
             f"Survival: {size // MIB} MiB are warmed in a memory cgroup of {limit // MIB} MiB, then {8 * self.unit // MIB} MiB "
-            f"are read through it; reclaim is {machine.lru()}."
+            f"are read through it; medians; reclaim is {machine.lru()}."
         )
         left = {}
         for name, argv in contenders:
-            after, left[name] = survival.survivors(argv, kept, stream, limit)
-            self.ring.say(f"    {name}: {after // MIB} MiB warm, {left[name] // MIB} MiB survive")
-            if after < size:
-                raise Stop(f"{name} left only {after // MIB} MiB resident in its cgroup")
+            each = [survival.survivors(argv, kept, stream, limit) for _ in range(self.ring.rounds)]
+            left[name] = int(median(survivors for _, survivors in each))
+            self.ring.say(
+                f"    {name}: {', '.join(str(survivors // MIB) for _, survivors in each)} MiB survive"
+            )
+            if (least := min(after for after, _ in each)) < size:
+                raise Stop(f"{name} left only {least // MIB} MiB resident in its cgroup")
         return [self._surviving(what, left, name, size) for name in (STAGER, PROTECT)]
 
     def _surviving(self, what, left, name, size):

@@ -41,12 +41,36 @@ def survivors(argv, kept, stream, limit):
         inside = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', os.path.join(group, "cgroup.procs")]
         process.run([*inside, *argv])
         after = data.resident_sum(kept)
-        process.run([*inside, "sh", "-c", 'cat "$@" >/dev/null', "stream", *stream])
+        first, *rest = stream
+        head = str(limit // 2)
+        process.run([*inside, "sh", "-c", 'head -c "$0" "$1" >/dev/null', head, first])
+        _settle(group)
+        process.run(
+            [
+                *inside,
+                "sh",
+                "-c",
+                '{ tail -c "+$0" "$1"; shift; cat "$@" /dev/null; } >/dev/null',
+                head,
+                first,
+                *rest,
+            ]
+        )
         left = data.resident_sum(kept)
     finally:
         _remove(group)
         data.evict([*kept, *stream])
     return after, left
+
+
+def _settle(group):
+    """Makes the kernel add up the group's counters, which it otherwise does every two seconds.
+
+    Until then reclaim believes that almost everything in the group is active and ages that first: without this, pages of which
+    every one was active had 256, 17 or 0 of 256 MB left after the same stream.
+    """
+    with open(os.path.join(group, "memory.stat"), encoding="ascii") as file:
+        file.read()
 
 
 def _remove(group):
