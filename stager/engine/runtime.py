@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
@@ -55,23 +56,44 @@ async def in_thread(label: str, call: Callable[[], T]) -> T:
 async def in_threads(
     label: Callable[[A], str], call: Callable[[A], T], items: Iterable[A], width: int
 ) -> list[T]:
-    """`call` of every item, at most `width` at once, results in the items' order. The first error ends the others."""
-    queue = list(enumerate(items))
-    results: dict[int, T] = {}
-    queue.reverse()
-    failure: list[Exception] = []
+    """`call` of every item, at most `width` at once, results in the items' order. The first error ends the others.
 
-    async def work() -> None:
-        while queue and not failure:
-            index, item = queue.pop()
+    A thread goes from item to item by itself: handing each over cost 0.15 ms, 30 s for 100,000 files looked at twice.
+    Cancelled, threads end after the item in hand; one that hangs in it is left behind, and listed by `hanging`.
+    """
+    queue = deque(enumerate(items))
+    results: dict[int, T] = {}
+    failure: list[Exception] = []
+    over = threading.Event()
+
+    def work() -> None:
+        me = threading.get_ident()
+        while queue and not over.is_set():
             try:
-                results[index] = await in_thread(label(item), lambda: call(item))  # noqa: B023 - awaited at once
+                index, item = queue.popleft()
+            except IndexError:  # another thread was faster
+                return
+            with _lock:
+                _labels[me] = label(item)
+            try:
+                results[index] = call(item)
             except Exception as exc:  # raised bare below, not as a group
                 failure.append(exc)
+                over.set()
+            finally:
+                with _lock:
+                    _labels.pop(me, None)
 
-    async with anyio.create_task_group() as group:
-        for _ in range(min(width, len(queue))):
-            group.start_soon(work)
+    async def host() -> None:
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+
+    limiter = anyio.CapacityLimiter(width)
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(min(width, len(queue))):
+                group.start_soon(host)
+    finally:
+        over.set()
     if failure:
         raise failure[0]
     return [results[index] for index in sorted(results)]
