@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stager.core import formats
-from stager.core.errors import from_oserror
 from stager.core.manifest import PATH as MANIFEST_PATH
 from stager.core.manifest import Manifest
 from stager.core.model import Defect, LocalFile, ModelFormat
@@ -40,8 +39,7 @@ class Recognised:
 def recognise(found: Found, selection: Selection) -> Recognised:
     """Recognise every root in `found`. Raises `IntegrityError` for a manifest that is broken or says `updating`.
 
-    Judged on all files by all their names, before the selection and before links are counted once. An index that cannot be
-    read is added to the errors of `found`.
+    Judged on all files by all their names, before the selection and before links are counted once.
     """
     known = Recognised()
     for root in dict.fromkeys(file.root for file in found.files):
@@ -69,9 +67,8 @@ def _detect(root: str, below: list[LocalFile], found: Found) -> ModelFormat:
 
     try:
         return formats.detect(entries, read, whole=root in found.listed)
-    except OSError as exc:
-        # An unreadable index says nothing of the shards; the file itself is named when it is looked at.
-        found.errors.append(from_oserror(exc, f"index of `{shown(root)}`"))
+    except OSError:
+        # An unreadable index says nothing of the shards; the file itself is named when it is looked at or read.
         return ModelFormat((), tuple(range(len(entries))))
 
 
