@@ -182,6 +182,36 @@ def test_stops_when_a_sibling_grows(shards: list[str], pod: Callable[..., Group]
     assert "memory.max" in summary["binding"]
 
 
+def keep_mapped(path: str) -> None:
+    """Map a file and go on using all of it, as an engine does with its libraries."""
+    with open(path, "rb") as file:
+        view = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+    while True:
+        for offset in range(0, len(view), mmap.PAGESIZE):
+            view[offset]
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("kind", ["mglru", "classic"])
+def test_mapped_files_of_others_are_no_room(
+    kind: str, shards: list[str], folder: str, pod: Callable[..., Group]
+) -> None:
+    """The kernel keeps what is mapped and in use: pages that displace it would displace the model's own instead."""
+    libraries = lab.fill(f"{folder}/libraries", 80 * MB)
+    with lab.lru(kind):
+        group = pod(memory_max="292M")
+        init, engine = group.child(CONTAINER), group.child("e46143" + CONTAINER[6:])
+        sibling = engine.start(lambda: keep_mapped(libraries))
+        while lab.resident(libraries) < 80 * MB:
+            time.sleep(0.1)
+        assert warm(shards, group=init).returncode == 0
+        os.kill(sibling, signal.SIGKILL)
+        os.waitpid(sibling, 0)
+    assert state(shards) == "partial"
+    assert 1 <= assert_head(shards) < len(shards)
+    assert lab.resident(libraries) == 80 * MB
+
+
 def test_hidden_pod_limit_given_with_limit(shards: list[str], pod: Callable[..., Group]) -> None:
     group = pod(memory_max="220M")
     container = group.child(CONTAINER)
