@@ -46,6 +46,8 @@ class Reading:
         self._options = options
         self._gauge = gauge
         self._reporter = reporter
+        # A window and the next one, which the kernel starts when the reader enters the first.
+        self._windows = {number: 2 * facts.mount.readahead for number, facts in survey.mounts.items()}
         self._policy = policy_of(survey, options, allocated=True)
         self._resident_before = resident_bytes(survey)
         self._holes = {index: survey.looks[index].holes for index in self._plan.chosen}
@@ -152,13 +154,28 @@ class Reading:
 
     def _watch_memory(self) -> None:
         """Stop before the next look could find that our own first pages were evicted for our last ones."""
-        done = self.lanes.done
-        left, binding = margin(self._gauge.read(), self._policy, self._resident_before + done)
-        if binding is None or self._plan.read - done <= left:
+        done, ahead = self.lanes.done, self._read_ahead()
+        left, binding = margin(self._gauge.read(), self._policy, self._resident_before + done + ahead)
+        if binding is None or self._plan.read - done - ahead <= left:
             return
-        if left <= self._rate() * _TICK_S and self.stopped is None:
+        if left <= self._rate() * _TICK_S + self._next_windows() and self.stopped is None:
             self.stopped = binding
             self.lanes.stop("memory")
+
+    def _read_ahead(self) -> int:
+        """Bytes that the kernel may have brought in beyond what the lanes have counted: ours, not other people's cache."""
+        return sum(
+            min(span.end - position, self._windows[self._survey.files[span.index].mount_id])
+            for span, position, _ in self.lanes.active()
+        )
+
+    def _next_windows(self) -> int:
+        """Bytes that the kernel may bring in at once when lanes go on to their next files.
+
+        With 8 MiB of readahead two lanes went from 11 MiB below a limit to 1 MiB of lost pages between two looks.
+        """
+        largest = max((self._survey.files[index].size for index in self._plan.chosen), default=0)
+        return self.lanes.busy * min(largest, max(self._windows.values(), default=0))
 
     def _watch_stall(self) -> None:
         still = time.monotonic() - max(self.lanes.last_progress, self._started)
