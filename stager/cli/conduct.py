@@ -11,7 +11,7 @@ from stager.core.errors import StagerError
 from stager.core.events import Failure, Note
 from stager.core.units import shown
 from stager.engine import runtime
-from stager.engine.report import ProgressMode, Reporter, make_reporter
+from stager.engine.report import PATIENCE, ProgressMode, Reporter, make_reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,14 @@ class Plain:
         return []
 
 
-def conduct(output: Output, make: Callable[[Reporter], Job]) -> int:
-    """Run the job that `make` gives; its exit code, or that of the error or signal that ended it."""
-    reporter = make_reporter(json=output.json, progress=output.progress, quiet=output.quiet)
+def conduct(output: Output, make: Callable[[Reporter], Job], *, patience: float = PATIENCE) -> int:
+    """Run the job that `make` gives; its exit code, or that of the error or signal that ended it.
+
+    `patience` is how long a stream that nobody reads may hold up the end: endless only for a query that someone pages.
+    """
+    reporter = make_reporter(
+        json=output.json, progress=output.progress, quiet=output.quiet, patience=patience
+    )
     job: Job | None = None
 
     def stop(signum: int) -> None:

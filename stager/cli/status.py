@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from stager.cli.conduct import Output, Plain, conduct
@@ -34,5 +36,7 @@ def command(
 
     selection = Selection(paths=paths, include=include, exclude=exclude)
     return conduct(
-        output, lambda reporter: Plain(lambda: status(selection, reporter, min_resident=min_resident))
+        output,
+        lambda reporter: Plain(lambda: status(selection, reporter, min_resident=min_resident)),
+        patience=math.inf,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.budget import describe
 from stager.core.errors import StagerError
+from stager.core.events import Note
 from stager.core.outcome import Result, verdict, worst
 from stager.core.plan import Order
 from stager.core.reports import Forecast, resident_text
@@ -37,6 +38,19 @@ async def check(options: WarmOptions, reporter: Reporter) -> int:
 
     Reads headers, the canary's page, and at most 64 MiB for the estimate of time. Raises `StagerError` as the run would.
     """
+    try:
+        return await _check(options, reporter)
+    except StagerError as error:
+        result = result_of(error)
+        outcome = verdict(result, options.mode) if result is not None else None
+        if outcome is None or outcome.exit_code:
+            raise
+        message = f"a run would end {outcome.state.value}: {error.message}"
+        reporter.emit(Note("warning", outcome.state.value, message))
+        return 0
+
+
+async def _check(options: WarmOptions, reporter: Reporter) -> int:
     surveyor = Surveyor(options.selection, _marker(options.marker))
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey)
