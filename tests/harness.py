@@ -318,7 +318,7 @@ class Box:
         **options: Any,
     ) -> Running:
         """The program as a process; `before` are words in front of it, such as ``unshare``."""
-        settings = environment(STAGER_MARKER=self.marker, **(env or {}))
+        settings = environment(**{"STAGER_MARKER": self.marker, **(env or {})})
         running = Running([*before, *command(*words, uid=uid)], settings, **options)
         self.runs.append(running)
         return running

@@ -31,9 +31,8 @@ def ended(box: Box, running: Running, number: int, within: float = 2.0) -> str:
 # Signals, phase by phase
 
 
-@BOTH
 @pytest.mark.root
-def test_while_surveying(box: Box, fuse_mount: MountFactory, number: int) -> None:
+def test_while_surveying(box: Box, fuse_mount: MountFactory) -> None:
     mount = fuse_mount(
         synthetic={f"{n:03}.data": MIB for n in range(100)},
         keep_cache="always",
@@ -42,8 +41,8 @@ def test_while_surveying(box: Box, fuse_mount: MountFactory, number: int) -> Non
     )
     running = box.start("warm", mount.path)
     until(lambda: box.state == "failed", "the withdrawn marker")
-    time.sleep(0.5)
-    ended(box, running, number)
+    time.sleep(0.3)
+    ended(box, running, signal.SIGTERM)
 
 
 @BOTH
@@ -65,9 +64,8 @@ def _reads(running: Running) -> bool:
         return False
 
 
-@BOTH
 @pytest.mark.root
-def test_while_verifying(box: Box, fuse_mount: MountFactory, number: int) -> None:
+def test_while_verifying(box: Box, fuse_mount: MountFactory) -> None:
     """Every open takes 100 ms and everything is resident: after the survey there is only verifying."""
     mount = fuse_mount(
         synthetic={f"{n:02}.data": 4096 for n in range(40)},
@@ -81,7 +79,7 @@ def test_while_verifying(box: Box, fuse_mount: MountFactory, number: int) -> Non
     running = box.start("warm", mount.path, "--json")
     running.await_text("unknown_origin", 30)  # said after the survey, before the first read
     time.sleep(0.2)
-    ended(box, running, number)
+    ended(box, running, signal.SIGTERM)
 
 
 @BOTH
@@ -105,9 +103,9 @@ def test_while_idling(box: Box, number: int) -> None:
 def test_at_any_moment_of_a_short_run(box: Box) -> None:
     """From before the first import to after the last line: killed by the signal's number, or done before it came."""
     path = box.file("weights.data", MIB)
-    for step in range(14):
+    for step in range(10):
         running = box.start("warm", path, "--fresh")
-        time.sleep(step * 0.02)
+        time.sleep(step * 0.025)
         running.signal(signal.SIGTERM)
         done = running.finish(3)
         assert done.code in (0, 143, -15), str(done)  # -15: before Python's first instruction
@@ -186,9 +184,9 @@ def test_a_stall_names_the_file(box: Box, fuse_mount: MountFactory, mode: str) -
     mount = fuse_mount(
         synthetic={"a.data": 4 * MIB, "hangs.data": 8 * MIB}, keep_cache="always", hang_file="hangs.data"
     )
-    done = box.run("warm", mount.path, "--stall-timeout", "1s", *mode.split())
+    done = box.run("warm", mount.path, "--stall-timeout", "600ms", *mode.split())
     assert done.code == (0 if mode else 10)
-    assert 1 < done.seconds < 5
+    assert 0.6 < done.seconds < 5
     assert "hangs.data" in done.err + done.out
     assert "no bytes for" in done.err + done.out
     assert done.out.startswith("released: " if mode else "failed: ")
@@ -200,13 +198,11 @@ def test_a_stall_names_the_file(box: Box, fuse_mount: MountFactory, mode: str) -
 def test_the_timeout_ends_a_hung_run(box: Box, fuse_mount: MountFactory, phase: str) -> None:
     name = "hangs.data" if phase == "reading" else "hangs.safetensors"
     mount = fuse_mount(synthetic={"a.data": 100, name: 8 * MIB}, keep_cache="always", hang_file=name)
-    done = box.run("warm", mount.path, "--timeout", "1s")
-    assert done.code == 10
+    words = ["--fail-open"] if phase == "survey" else []
+    done = box.run("warm", mount.path, "--timeout", "500ms", *words)
+    assert (done.code, box.state) == ((0, "released") if words else (10, "failed"))
     assert done.seconds < 4
     assert name in done.err
-    assert box.state == "failed"
-    opened = box.run("warm", mount.path, "--timeout", "1s", "--fail-open")
-    assert (opened.code, box.state) == (0, "released")
 
 
 @pytest.mark.root
@@ -215,9 +211,9 @@ def test_a_hung_mount_point_ends_too(box: Box, fuse_mount: MountFactory) -> None
     mount = fuse_mount(synthetic={"a.data": 100}, keep_cache="always", entry_timeout=0, attr_timeout=0)
     os.kill(mount.pid, signal.SIGSTOP)
     try:
-        for words in (("warm",), ("check",), ("status",), ("evict",)):
-            running = box.start(*words, mount.path)
-            time.sleep(0.6)
+        for verb in ("warm", "status"):
+            running = box.start(verb, mount.path)
+            time.sleep(0.4)
             done = running.stop(signal.SIGTERM, within=2.5)
             assert done.code == 143
             assert mount.path in done.err

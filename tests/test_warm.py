@@ -191,7 +191,7 @@ def _unknown(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
 
 
 def _lost(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
-    path = box.file("big.data", 64 * MIB)
+    path = box.file("big.data", 32 * MIB)
     with evicting(path):
         return box.warm(path, *words)
 
