@@ -441,7 +441,6 @@ class Model:
         self.supply = Supply(spans, min_piece)
         self.held: list[Lease] = []
         self.pieces: list[tuple[int, int, int]] = []
-        self.left = Counter(span.index for span in spans)
 
     def take(self, *, split: bool) -> None:
         lease = self.supply.next(split=split)
@@ -453,6 +452,9 @@ class Model:
         if not taken:
             self.held.remove(lease)
             self.supply.complete(lease)
+            for index in self.supply.finished:
+                wanted = sum(span.length for span in self.spans if span.index == index)
+                assert wanted == sum(moved for i, _, moved in self.pieces if i == index)
             return
         moved = max(1, taken - short)
         self.pieces.append((lease.span.index, lease.position, moved))
