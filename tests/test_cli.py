@@ -1,0 +1,169 @@
+"""The command line: help as documented, errors in one line with a hint, and streams that keep their promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stager
+from tests.harness import MIB, ROOT, Box, command, environment
+
+GOLDEN = ROOT / "tests" / "golden" / "cli"
+VERBS = ("warm", "check", "status", "run", "ready", "wait", "evict")
+
+
+def help_of(*words: str) -> str:
+    done = subprocess.run(
+        command(*words, "--help"),
+        env=environment(COLUMNS="110"),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help(verb: str) -> None:
+    """Regenerate with STAGER_GOLDEN=1 when the help changed on purpose."""
+    text = help_of(*([verb] if verb else []))
+    path = GOLDEN / f"help{'-' if verb else ''}{verb}.txt"
+    if os.environ.get("STAGER_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+    assert "Example" in text, "every help shows one"
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_help_lists_every_command() -> None:
+    text = help_of()
+    for verb in VERBS:
+        assert f"\n  {verb} " in text
+
+
+def test_help_imports_no_command_and_no_event_loop(box: Box) -> None:
+    done = box.run("--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.code == 0
+    for module in ("anyio", "psutil", "tqdm", "stager.jobs.warm"):
+        assert f" {module}\n" not in done.err
+
+
+def test_version(box: Box) -> None:
+    assert box.run("--version").out == f"stager {stager.__version__}\n"
+
+
+USAGE = [
+    (),
+    ("nonsense",),
+    ("warm",),
+    ("warm", "--nonsense", "."),
+    ("warm", ".", "-P", "0"),
+    ("warm", ".", "-P", "many"),
+    ("warm", ".", "--budget", "lots"),
+    ("warm", ".", "--budget", "101%"),
+    ("warm", ".", "--limit", "-1"),
+    ("warm", ".", "--max-rate", "0"),
+    ("warm", ".", "--timeout", "soon"),
+    ("warm", ".", "--hold", "until:ftp://x"),
+    ("warm", ".", "--hold", "until:nothing"),
+    ("warm", ".", "--hold-mlock"),
+    ("warm", ".", "--order", "random"),
+    ("warm", ".", "--min-resident", "200%"),
+    ("warm", ".", "--strict", "--fail-open"),
+    ("warm", ".", "--progress", "loud"),
+    ("ready", "--accept", "everything"),
+    ("ready", "--min-resident", "x"),
+    ("ready", "--marker"),
+    ("wait", "--timeout", "x"),
+    ("status", ".", "--min-resident", "x"),
+    ("run", "--warm", "."),
+]
+
+
+@pytest.mark.parametrize("words", USAGE, ids=" ".join)
+def test_usage_errors(box: Box, words: tuple[str, ...]) -> None:
+    done = box.run(*words)
+    if not words:
+        assert done.code in (0, 2)
+        return
+    assert done.code == 2, str(done)
+    lines = done.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"], str(done)
+    assert lines[0][7].islower() or not lines[0][7].isalpha()
+    assert not lines[0].endswith(".")
+    assert done.out == ""
+    assert not os.path.exists(box.marker), "a wrong command line withdraws no marker"
+
+
+@pytest.mark.parametrize(
+    "words", [("warm", ".", "--budget", "lots"), ("warm", "/no/such/model"), ("nonsense",)]
+)
+def test_errors_in_json(box: Box, words: tuple[str, ...]) -> None:
+    done = box.run(*words, "--json")
+    assert done.err == ""
+    error = json.loads(done.out.splitlines()[-1])
+    assert (error["v"], error["type"], error["exit_code"]) == (1, "error", done.code)
+
+
+def test_a_bug_is_one_line_and_a_traceback_on_request(box: Box) -> None:
+    path = box.file("weights.data", 4096)
+    break_it = "import stager.jobs.warm as w; w.Surveyor = None; from stager.cli import main; main()"
+    for words, lines in (((), 2), (("-vv",), None)):
+        done = subprocess.run(
+            [sys.executable, "-c", break_it, "warm", path, *words],
+            env=environment(STAGER_MARKER=box.marker), cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert ("Traceback" in done.stderr) == bool(words)
+        if lines:
+            assert len(done.stderr.splitlines()) == lines
+            assert "-vv" in done.stderr
+        assert box.state == "failed"
+
+
+def test_stdout_is_the_result_and_stderr_everything_else(box: Box) -> None:
+    path = box.file("weights.data", 4 * MIB)
+    done = box.run("warm", path, "--progress", "lines", "--limit", "2GiB")
+    assert len(done.out.splitlines()) == 1
+    quiet = box.run("warm", path, "-q", "--fresh")
+    assert (quiet.err, len(quiet.out.splitlines())) == ("", 1)
+    silent = box.run("warm", path, "--json", "--fresh")
+    assert silent.err == ""
+    assert silent.events
+
+
+@pytest.mark.root
+def test_the_last_words_go_to_the_termination_log(box: Box) -> None:
+    """Where Kubernetes made the file; `describe pod` then shows the summary."""
+    path = box.file("weights.data", MIB)
+    log = Path(box.file("log", 10))
+    # A /dev of its own with that file in it, seen by this one process alone.
+    dev = box.path("dev")
+    os.mkdir(dev)
+    script = f"""
+    mount -t tmpfs none {dev}
+    for name in null zero urandom; do touch {dev}/$name; mount --bind /dev/$name {dev}/$name; done
+    touch {dev}/termination-log
+    mount --bind {log} {dev}/termination-log
+    mount --rbind {dev} /dev
+    exec "$@"
+    """
+    done = box.run("warm", path, before=["unshare", "-m", "sh", "-ec", script, "sh"])
+    assert done.code == 0, str(done)
+    assert log.read_text() == done.out.rstrip("\n")
+
+
+def test_python_m_and_the_command_are_the_same(box: Box) -> None:
+    script = Path(sys.executable).parent / "stager"
+    if not script.exists():
+        pytest.skip("the package is not installed in this environment")
+    done = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == box.run("--version").out
