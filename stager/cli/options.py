@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,7 +20,13 @@ from stager.jobs.options import Hold, Memory, Selection, WarmOptions
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Parsed(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic since click 8.2 only
+
+
+class Parsed(_ParamType):
     """A click type made of one of our parsers; a `UsageError`'s hint is kept."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

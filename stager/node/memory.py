@@ -105,7 +105,8 @@ def _v2_level(prefix: str, directory: Directory) -> Level | None:
     used = _number(f"{path}/memory.current")
     stat = _figures(f"{path}/memory.stat")
     file = stat.get("inactive_file", 0) + stat.get("active_file", 0)
-    clean = file - stat.get("file_dirty", 0) - stat.get("file_writeback", 0)
+    # Pages that a process has mapped are in use: the kernel keeps them and evicts what was only read, the model.
+    clean = file - sum(stat.get(name, 0) for name in ("file_mapped", "file_dirty", "file_writeback"))
     return Level(
         LevelKind.V2,
         directory.name,
@@ -127,7 +128,7 @@ def _v1_level(prefix: str, directory: Directory, stat: dict[str, int]) -> Level 
         return None
     used = _number(f"{path}/memory.usage_in_bytes")
     file = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
-    clean = file - stat.get("total_dirty", 0) - stat.get("total_writeback", 0)
+    clean = file - sum(stat.get(name, 0) for name in ("total_mapped_file", "total_dirty", "total_writeback"))
     return Level(
         LevelKind.V1,
         directory.name,
@@ -192,7 +193,7 @@ def _system_level(root: str, prefix: str, hierarchy: Hierarchy, watermarks: int)
         return None
     total, memory_free, available = figures
     free = max(0, min(memory_free - watermarks, available))
-    reclaimable = available - free
+    reclaimable = max(0, available - free - _mapped(prefix))
     if hierarchy.version == 2 and hierarchy.top is not None:
         reclaimable = max(0, reclaimable - _protected_by_others(prefix, hierarchy.top))
     return Level(LevelKind.SYSTEM, "system", "/proc/meminfo", total, total - free, reclaimable)
@@ -214,6 +215,14 @@ def _meminfo(root: str, prefix: str) -> tuple[int, int, int] | None:
         finally:
             psutil.PROCFS_PATH = before
     return memory.total, memory.free, memory.available
+
+
+def _mapped(prefix: str) -> int:
+    """Bytes of file pages that processes have mapped, which MemAvailable counts as if they could go; psutil leaves them out."""
+    for line in (read_text(f"{prefix}/proc/meminfo") or "").splitlines():
+        if line.startswith("Mapped:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _high_watermarks(prefix: str) -> int:
