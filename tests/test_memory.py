@@ -477,3 +477,27 @@ def test_real_v1_namespace_over_the_machines_mount(cgroup: RealCgroup, tmp_path:
     own, outer = json.loads(done.stdout)[1][:2]
     assert (own["source"], own["own"]) == (f"{cgroup.inner}/memory.limit_in_bytes", True)
     assert (outer["limit"], outer["blind"], outer["own"]) == (200 * MIB, False, False)
+
+
+@pytest.mark.parametrize(
+    ("tree", "stat", "key"),
+    [
+        ("v2-high", "sys/fs/cgroup/work/memory.stat", "file_mapped"),
+        ("v1", "sys/fs/cgroup/memory/system.slice/stager.service/memory.stat", "total_mapped_file"),
+    ],
+)
+def test_pages_that_others_have_mapped_are_no_room(tree: str, stat: str, key: str, tmp_path: Path) -> None:
+    before = look(tree, tmp_path).levels[0]
+    path = tmp_path / stat
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{key} ")]
+    path.write_text("\n".join([*lines, f"{key} {64 * MIB}", ""]))
+    after = snapshot(root=str(tmp_path)).levels[0]
+    assert after.reclaimable == before.reclaimable - 64 * MIB
+
+
+def test_mapped_pages_of_the_node_are_no_room(tmp_path: Path) -> None:
+    before = look("v2-host", tmp_path).levels[-1]
+    meminfo = tmp_path / "proc/meminfo"
+    meminfo.write_text(meminfo.read_text() + "Mapped:         1048576 kB\n")
+    after = snapshot(root=str(tmp_path)).levels[-1]
+    assert after.reclaimable == before.reclaimable - GIB
