@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
 from stager.core.outcome import MarkerState, Mode, Result, verdict
-from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, STRANGER, Box, Done, cold, files_below, resident, until
+from tests.harness import MIB, STRANGER, V1_MEMORY, Box, Done, cold, files_below, resident, until
 
 MODES = {Mode.DEFAULT: (), Mode.FAIL_OPEN: ("--fail-open",), Mode.STRICT: ("--strict",)}
 EXACT = ("cachestat", "mincore")
@@ -156,84 +153,67 @@ def test_order_can_be_chosen(box: Box, order: str) -> None:
 # Every result in every mode
 
 
-@contextmanager
-def evicting(path: str) -> Iterator[None]:
-    """Somebody who drops the pages of `path` all the time."""
-    over = threading.Event()
-
-    def work() -> None:
-        fd = os.open(path, os.O_RDONLY)
-        while not over.is_set():
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+Act = Callable[[Box, tuple[str, ...], pytest.FixtureRequest], Done]
 
 
-Act = Callable[[Box, tuple[str, ...], MountFactory], Done]
-
-
-def _resident(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _resident(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     return box.warm(box.model(size=4 * MIB, shards=1), *words)
 
 
-def _unknown(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _unknown(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     box.open_marker_folder()
     return box.warm(box.model(size=4 * MIB, shards=1), *words, uid=STRANGER)
 
 
-def _lost(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
-    path = box.file("big.data", 32 * MIB)
-    with evicting(path):
-        return box.warm(path, *words)
+def _lost(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
+    """A limit that nothing betrays: the cgroup's files are hidden, and the tail evicts the head."""
+    path = box.sparse("big.data", 200 * MIB)
+    cgroup = request.getfixturevalue("make_cgroup")()
+    cgroup.limit(120 * MIB)
+    hide = ["unshare", "-m", "sh", "-c", f'umount -l {V1_MEMORY} && exec "$@"', "sh"]
+    return box.warm(path, *words, before=[*cgroup.inside(), *hide])
 
 
-def _partial(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _partial(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     box.file("m/a.data", 4 * MIB)
     box.file("m/b.data", 4 * MIB)
     return box.warm(box.path("m"), "--budget", "5MiB", *words)
 
 
-def _below(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _below(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     box.open_marker_folder()  # the stranger's samples prove less than all
     return box.warm(box.model(size=4 * MIB, shards=1), "--min-resident", "100%", *words, uid=STRANGER)
 
 
-def _dropped(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
-    return box.warm(fuse(synthetic={"config.json": 100, "w.data": 4 * MIB}).path, *words)
+def _dropped(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
+    mount = request.getfixturevalue("fuse_mount")(synthetic={"config.json": 100, "w.data": 4 * MIB})
+    return box.warm(mount.path, *words)
 
 
-def _unreadable(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _unreadable(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     box.file("m/a.data", 4 * MIB, mode=0o600)
     box.file("m/b.data", 4 * MIB)
     box.open_marker_folder()
     return box.warm(box.path("m"), *words, uid=STRANGER)
 
 
-def _io_error(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _io_error(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     files = {"a.data": 4 * MIB, "b.data": 4 * MIB}
-    mount = fuse(synthetic=files, keep_cache="always", error_at="a.data:2MiB:EIO")
+    make = request.getfixturevalue("fuse_mount")
+    mount = make(synthetic=files, keep_cache="always", error_at="a.data:2MiB:EIO")
     return box.warm(mount.path, *words)
 
 
-def _deadline(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _deadline(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     return box.warm(box.file("a.data", 16 * MIB), "--max-rate", "2MiB", "--timeout", "700ms", *words)
 
 
-def _empty(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _empty(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     os.mkdir(box.path("m"))
     return box.warm(box.path("m"), *words)
 
 
-def _corrupt(box: Box, words: tuple[str, ...], fuse: MountFactory) -> Done:
+def _corrupt(box: Box, words: tuple[str, ...], request: pytest.FixtureRequest) -> Done:
     model = box.model(size=8 * MIB, shards=2)
     os.unlink(next(path for path in files_below(model) if "-00002-" in path))
     return box.warm(model, *words)
@@ -261,8 +241,10 @@ def test_every_result_is_provoked() -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("mode", list(Mode), ids=str)
 @pytest.mark.parametrize("result", list(Result), ids=str)
-def test_every_result_in_every_mode(box: Box, fuse_mount: MountFactory, result: Result, mode: Mode) -> None:
-    done = ACTS[result](box, MODES[mode], fuse_mount)
+def test_every_result_in_every_mode(
+    box: Box, request: pytest.FixtureRequest, result: Result, mode: Mode
+) -> None:
+    done = ACTS[result](box, MODES[mode], request)
     expected = verdict(result, mode)
     assert done.code == expected.exit_code, str(done)
     assert box.state == expected.state.value
