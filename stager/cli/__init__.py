@@ -14,7 +14,7 @@ def _leave_at_once(signum: int, _frame: object) -> None:
 def main() -> None:
     """The ``stager`` command."""
     # PID 1 has no default action for signals, and a job's own handlers come later than the imports.
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under a shell's `&`: that choice is not ours
             signal.signal(signum, _leave_at_once)
     argv = sys.argv[1:]

@@ -70,7 +70,10 @@ def conduct(output: Output, make: Callable[[Reporter], Job], *, patience: float 
 
     def stop(signum: int) -> None:
         assert job is not None
-        job.withdraw(f"stopped by {signal.Signals(signum).name}")
+        try:
+            job.withdraw(f"stopped by {signal.Signals(signum).name}")
+        except StagerError as error:  # the place of the marker is gone; the run ends all the same
+            reporter.emit(Failure.of(error))
 
     try:
         job = make(reporter)
@@ -82,6 +85,6 @@ def conduct(output: Output, make: Callable[[Reporter], Job], *, patience: float 
         hanging = sorted({*(job.stuck() if job else []), *runtime.hanging()})
         if hanging:
             names = ", ".join(shown(name) for name in hanging[:4])
-            reporter.emit(Note("warning", "hanging", f"left behind, the kernel does not let go: {names}"))
+            reporter.emit(Note("warning", "hanging", f"still busy and left behind: {names}"))
         reporter.close()
     return code

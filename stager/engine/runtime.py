@@ -166,8 +166,8 @@ def run(
                 stopped.append(signum)
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(HARD_STOP_S)
-                on_stop(signum)
                 scope.cancel()
+                on_stop(signum)
 
     async def supervise() -> None:
         async with anyio.create_task_group() as group:

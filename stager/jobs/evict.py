@@ -82,8 +82,6 @@ def _evict(survey: Survey, file: LocalFile) -> _Evicted:
     try:
         with opened(file.path) as fd:
             before, _ = measure(fd, facts)
-            with suppress(OSError):
-                os.fdatasync(fd)  # dirty pages cannot be dropped
             pagecache.evict(fd)
             after, _ = measure(fd, facts)
             return _Evicted(before.resident, after.resident)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs.survey import Survey
 from stager.node import pagecache
+from stager.node.files import opened
 from stager.node.filesystems import Pattern
-from stager.node.syscalls import PAGE, Mapping
+from stager.node.syscalls import Mapping
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
@@ -34,17 +36,25 @@ _ANSWER_S = 5.0
 
 @dataclass
 class _Held:
-    file: LocalFile
-    fd: int
-    mapping: Mapping
-    probe: pagecache.Probe | None
-    left_out: list[
-        tuple[int, int]
-    ]  # stretches that were not resident when holding began: not held, not brought in
+    """One mapped file; no descriptor stays open, for a model may have more files than a process may have descriptors.
 
-    def close(self) -> None:
-        self.mapping.close()
-        os.close(self.fd)
+    `left_out` are the stretches that were not resident when holding began: not held, not brought in.
+    """
+
+    file: LocalFile
+    fstype: str
+    mapping: Mapping
+    left_out: list[tuple[int, int]]
+
+    def look(self) -> tuple[int | None, list[tuple[int, int]]]:
+        """(bytes resident, stretches missing) now; None and everything where the kernel does not tell. Raises ``OSError``."""
+        with opened(self.file.path) as fd:
+            probe, _ = pagecache.probe(fd, self.fstype)
+            if probe is None:
+                return None, [(0, self.file.size)]
+            return pagecache.count_bytes(probe, self.file.size).resident, pagecache.holes(
+                probe, self.file.size
+            )
 
 
 class _Holder:
@@ -72,40 +82,43 @@ class _Holder:
                 self._reporter.emit(Note("warning", "not_held", message))
 
     def _map(self, file: LocalFile, fstype: str) -> None:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(file.path) as fd:
             mapping = Mapping(fd, 0, file.size)
-        except OSError:
-            os.close(fd)
-            raise
-        probe, _ = pagecache.probe(fd, fstype)
-        missing = pagecache.holes(probe, file.size) if probe else []
-        one = _Held(file, fd, mapping, probe, missing)
+            probe, _ = pagecache.probe(fd, fstype)
+            missing = pagecache.holes(probe, file.size) if probe else []
+        one = _Held(file, fstype, mapping, missing)
         self.held.append(one)
         self._populate(one, _complement(missing, file.size))
-        if self._lock:
-            mapping.lock()
         self.bytes += file.size - sum(length for _, length in missing)
+        if self._lock:
+            self._mlock(one)
+
+    def _mlock(self, one: _Held) -> None:
+        try:
+            one.mapping.lock()
+        except OSError as exc:
+            most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+            why = (
+                f"RLIMIT_MEMLOCK is {format_size(most)}" if most >= 0 else os.strerror(exc.errno or 0).lower()
+            )
+            message = f"{shown(one.file.entry.path)} is held, but not locked: {why}"
+            self._reporter.emit(Note("warning", "not_locked", message))
 
     def refresh(self) -> None:
         """Bring back what has been dropped since, as far as memory has room for it."""
         for one in self.held:
-            gone = pagecache.holes(one.probe, one.file.size) if one.probe else [(0, one.file.size)]
-            missing = _without(gone, one.left_out)
-            if not missing:
-                continue
-            room, _ = margin(self._gauge.read(), Policy(), self._resident())
-            if room <= 0:
-                return
-            before = one.probe.count(0, one.file.size).cached if one.probe else 0
-            self._populate(one, missing)
-            if one.probe:
-                self.brought_back += max(0, one.probe.count(0, one.file.size).cached - before) * PAGE
-
-    def _resident(self) -> int:
-        """Bytes of the held files in the cache now, as far as they can be counted."""
-        counts = [one.probe.count(0, one.file.size).cached for one in self.held if one.probe]
-        return sum(counts) * PAGE
+            with suppress(OSError):  # gone or unreadable by now: its mapping holds what it can
+                before, gone = one.look()
+                missing = _without(gone, one.left_out)
+                if not missing:
+                    continue
+                # What is held is mapped, and mapped pages are never counted as room: nothing more to subtract.
+                room, _ = margin(self._gauge.read(), Policy(), 0)
+                if room <= 0:
+                    return
+                self._populate(one, missing)
+                if before is not None:
+                    self.brought_back += max(0, (one.look()[0] or 0) - before)
 
     def _populate(self, one: _Held, stretches: list[tuple[int, int]]) -> None:
         for offset, length in stretches:
@@ -116,7 +129,7 @@ class _Holder:
     def release(self) -> None:
         """Unmap everything; the pages stay in the cache as ordinary ones."""
         for one in self.held:
-            one.close()
+            one.mapping.close()
         self.held.clear()
 
 
@@ -186,10 +199,15 @@ def check_url(url: str) -> None:
     """Raise `UsageError` unless `url` is an http or https URL."""
     from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port beyond 65535 or no number, a broken bracket
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
         raise UsageError(
-            f"`{url}` is not an http URL", hint="write it like --hold until:http://localhost:8000/health"
+            f"`{shown(url)}` is not an http URL",
+            hint="write it like --hold until:http://localhost:8000/health",
         )
 
 

@@ -30,10 +30,11 @@ def boot_id() -> str:
 def write(path: str, marker: ReadyMarker) -> None:
     """Replace the marker at `path` in one step (rename), its folder made if needed. Raises `StagerError`."""
     folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}")
+    # Two containers on one emptyDir may both be PID 1, and a name that can be guessed can be a symlink to elsewhere.
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.urandom(8).hex()}")
     try:
         os.makedirs(folder, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             data = marker.to_json().encode() + b"\n"
             while data:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -179,7 +180,9 @@ def _holes(found: Probe, offset: int, length: int) -> Iterator[tuple[int, int]]:
 
 
 def evict(fd: int) -> None:
-    """Ask the kernel to drop the clean, unmapped pages of `fd`. What another process has mapped or locked stays."""
+    """Ask the kernel to drop the pages of `fd`, written back first. What another process has mapped or locked stays."""
+    with suppress(OSError):  # dirty pages cannot be dropped; where they cannot be written either, they stay
+        os.fdatasync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
