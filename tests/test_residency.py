@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stager.core.model import Known
 from stager.node import pagecache
 from stager.node.syscalls import CacheCount
-from tests.harness import MIB, PAGE, STRANGER, Box, cold, mounted, resident
+from tests.harness import MIB, PAGE, STRANGER, Box, cold, mounted, resident, until
 
 EXACT = ("cachestat", "mincore", "memory-fs")
 
@@ -97,6 +97,29 @@ def test_root_of_a_user_namespace_is_no_owner_of_unmapped_files(box: Box) -> Non
     mine = box.file("mine.data", 8 * MIB)
     found = status_of(box, mine, before=["unshare", "-Ur"])
     assert (found["resident"], found["known"] in EXACT) == (0, True)
+
+
+@pytest.mark.root
+def test_an_unmapped_owner_hides_behind_a_mapped_number(box: Box) -> None:
+    """A namespace of 70,000 uids has a uid 65534 of its own, and owners from outside show as the same number."""
+    path = box.file("weights.data", 8 * MIB)
+    os.chown(path, 100_000, 100_000)
+    waits = ["unshare", "-U", "sh", "-c", 'read go && exec "$@"', "sh"]
+    running = box.start("status", "--json", path, before=waits, stdin=subprocess.PIPE)
+    until(
+        lambda: os.readlink(f"/proc/{running.pid}/ns/user") != os.readlink("/proc/self/ns/user"),
+        "the namespace",
+    )
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{running.pid}/{name}").write_text("0 0 70000")
+    assert running.process.stdin is not None
+    running.process.stdin.write(b"go\n")
+    running.process.stdin.close()
+    done = running.finish()
+    assert done.code == 0, str(done)
+    found = done.event("status_total")["residency"]
+    assert found["known"] not in EXACT
+    assert found["resident"] is None or found["resident"] < MIB
 
 
 @pytest.mark.root
