@@ -67,6 +67,7 @@ SAMPLES: dict[str, Event] = {
     "problem-open": FileProblem(AWKWARD, None, "EACCES", "permission denied"),
     "stall": Stall(61.0, ("/m/a", AWKWARD)),
     "stall-many": Stall(600.0, tuple(f"/m/{i}" for i in range(7))),
+    "stall-call": Stall(61.0, (), ("looking at /m/a",)),
     "residency": FileResidency("/m/a.safetensors", Residency(4 * GIB, 4 * GIB, Known.CACHESTAT, 0)),
     "residency-part": FileResidency(AWKWARD, Residency(4 * GIB - 1, 4 * GIB, Known.MINCORE)),
     "residency-estimate": FileResidency(

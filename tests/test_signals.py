@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from stager.core.errors import DeadlineExceeded
+from stager.engine import runtime
+from stager.engine.report import make_reporter
+from stager.jobs.stall import StallWatch
 from tests.fuselab.fixtures import MountFactory
 from tests.harness import MIB, Box, Running, until
 
@@ -191,6 +198,78 @@ def test_a_stall_names_the_file(box: Box, fuse_mount: MountFactory, mode: str) -
     assert "no bytes for" in done.err + done.out
     assert done.out.startswith("released: " if mode else "failed: ")
     assert box.state == ("released" if mode else "failed")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("verb", ["warm", "check"])
+@pytest.mark.parametrize("mode", ["", "--fail-open"])
+def test_a_survey_that_hangs_is_a_stall_as_well(
+    box: Box, fuse_mount: MountFactory, verb: str, mode: str
+) -> None:
+    """A header that never comes: no lane reads yet."""
+    mount = fuse_mount(
+        synthetic={"a.data": 100, "hangs.safetensors": 4 * MIB},
+        keep_cache="always",
+        hang_file="hangs.safetensors",
+    )
+    done = box.run(verb, mount.path, "--stall-timeout", "1s", *mode.split(), seconds=20)
+    assert done.code == (0 if mode else 10), str(done)
+    assert 1 < done.seconds < 5
+    assert "no answer for" in done.err + done.out
+    assert "hangs.safetensors" in done.err
+    assert box.state == ("" if verb == "check" else "released" if mode else "failed")
+
+
+@pytest.mark.root
+def test_check_keeps_to_its_timeout(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(
+        synthetic={"hangs.safetensors": 4 * MIB}, keep_cache="always", hang_file="hangs.safetensors"
+    )
+    done = box.run("check", mount.path, "--timeout", "500ms", seconds=20)
+    assert (done.code, "--timeout ran out" in done.err) == (10, True), str(done)
+    assert done.seconds < 4
+
+
+@pytest.mark.root
+def test_many_slow_files_are_no_stall(box: Box, fuse_mount: MountFactory) -> None:
+    """Each look-up takes 150 ms, together they take longer than the stall timeout; but they get on."""
+    mount = fuse_mount(
+        synthetic={f"{n:02}.data": 4096 for n in range(20)}, keep_cache="always", meta_latency=150
+    )
+    done = box.run("warm", mount.path, "--stall-timeout", "2s")
+    assert done.code == 0, str(done)
+    assert done.seconds > 2
+
+
+def test_a_long_call_that_gets_on_is_no_standstill() -> None:
+    """One call may list 100,000 files: what uses the processor does not hang; what sleeps does."""
+
+    async def main() -> list[float]:
+        found = []
+        for call in (lambda: sum(sum(range(100_000)) for _ in range(150)), lambda: time.sleep(0.5)):
+            stills: list[float] = []
+            async with runtime.ticking(0.02, partial(lambda into: into.append(runtime.still()), stills)):
+                await runtime.in_thread("busy", call)
+            found.append(max(stills))
+        return found
+
+    busy, asleep = runtime.run(main, on_stop=lambda signum: None, on_poke=lambda: None)
+    assert busy < 0.2
+    assert asleep > 0.4
+    assert runtime.still() == 0
+
+
+@pytest.mark.parametrize("seconds", [14.0, 16.0])
+def test_a_warning_comes_before_the_end(seconds: float) -> None:
+    reporter = make_reporter(json=True, progress="none", stdout=(out := StringIO()), stderr=StringIO())
+    watch = StallWatch(300, reporter)
+    watch.look(seconds, doing=["looking at /m/a"])
+    watch.look(seconds + 0.5, doing=["looking at /m/a"])
+    with pytest.raises(DeadlineExceeded, match="no answer for 5m00s while looking at /m/a"):
+        watch.look(300, doing=["looking at /m/a"])
+    reporter.close()
+    found = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [event["doing"] for event in found] == ([["looking at /m/a"]] if seconds > 15 else [])
 
 
 @pytest.mark.root

@@ -112,16 +112,20 @@ class FileProblem(Event):
 
 @dataclass(frozen=True)
 class Stall(Event):
-    """Nothing has moved for `seconds`; `files` are the ones being read."""
+    """Nothing has moved for `seconds`; `files` are the ones being read, else `doing` says what hangs."""
 
     type: ClassVar[str] = "stall"
     seconds: float
     files: tuple[str, ...]
+    doing: tuple[str, ...] = ()
 
     def text(self) -> str:
-        names = ", ".join(shown(name) for name in self.files[:4])
-        more = f" and {len(self.files) - 4} more" if len(self.files) > 4 else ""
-        return f"warning: no bytes for {format_duration(self.seconds)} while reading {names}{more}"
+        names = [shown(name) for name in self.files or self.doing]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        what = "no bytes" if self.files else "no answer"
+        reading = "reading " if self.files else ""
+        where = f"{reading}{', '.join(names[:4])}{more}"
+        return f"warning: {what} for {format_duration(self.seconds)} while {where}"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 from stager.core.budget import describe
-from stager.core.errors import StagerError
+from stager.core.errors import DeadlineExceeded, StagerError
 from stager.core.events import Note
 from stager.core.outcome import Result, verdict, worst
 from stager.core.plan import Order
 from stager.core.reports import Forecast, resident_text
 from stager.core.units import MIB, count, format_duration, format_size, shown
 from stager.engine import runtime
+from stager.jobs.stall import watched
 from stager.jobs.survey import MountFacts, Survey, Surveyor
 from stager.jobs.warm import result_of
 from stager.node import filesystems
@@ -39,7 +40,10 @@ async def check(options: WarmOptions, reporter: Reporter) -> int:
     Reads headers, the canary's page, and at most 64 MiB for the estimate of time. Raises `StagerError` as the run would.
     """
     try:
-        return await _check(options, reporter)
+        with runtime.deadline(options.timeout):
+            async with watched(options.stall_timeout, reporter):
+                return await _check(options, reporter)
+        raise DeadlineExceeded("--timeout ran out", hint="give it longer; `--stall-timeout` names what hangs")
     except StagerError as error:
         result = result_of(error)
         outcome = verdict(result, options.mode) if result is not None else None

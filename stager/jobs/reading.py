@@ -9,14 +9,13 @@ import time
 from typing import TYPE_CHECKING
 
 from stager.core.budget import margin, used_share
-from stager.core.errors import DeadlineExceeded
-from stager.core.events import FileProblem, Progress, Stall
+from stager.core.events import FileProblem, Progress
 from stager.core.model import LevelRoom, LocalFile
 from stager.core.plan import wanted
-from stager.core.units import format_duration, shown
 from stager.engine import runtime
 from stager.engine.lanes import Checkpoint, Lanes, Lease
 from stager.engine.pace import Controller
+from stager.jobs.stall import StallWatch
 from stager.jobs.survey import Survey, policy_of, resident_bytes
 from stager.node.files import opened
 from stager.node.filesystems import Pattern
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 _BLOCK = 4 * STEP
-_STALL_WARNING_S = 15.0
 
 
 class Reading:
@@ -54,7 +52,7 @@ class Reading:
         self._lock = threading.Lock()
         self.failed: set[int] = set()
         self._lru = gauge.read().lru
-        self._warned_stall = False
+        self._stall = StallWatch(options.stall_timeout, reporter)
         self._recent: list[tuple[float, int]] = []
         self.problems: list[FileProblem] = []
         self.touches: set[str] = set()
@@ -179,19 +177,9 @@ class Reading:
 
     def _watch_stall(self) -> None:
         still = time.monotonic() - max(self.lanes.last_progress, self._started)
-        limit = self._options.stall_timeout
-        files = tuple(self._survey.files[span.index].path for span, _, _ in self.lanes.active())
-        if limit is not None and still >= limit:
-            names = ", ".join(shown(name) for name in files[:4])
-            raise DeadlineExceeded(
-                f"no bytes for {format_duration(still)} while reading {names}",
-                hint="is the FUSE daemon or the server alive? `--stall-timeout` sets how long to wait",
-            )
-        if still < _STALL_WARNING_S:
-            self._warned_stall = False
-        elif not self._warned_stall:
-            self._warned_stall = True
-            self._reporter.emit(Stall(still, files))
+        self._stall.look(
+            still, files=[self._survey.files[span.index].path for span, _, _ in self.lanes.active()]
+        )
 
     def _rate(self) -> float:
         """Bytes per second over the last few seconds."""

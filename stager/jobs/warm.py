@@ -27,6 +27,7 @@ from stager.jobs.explain import failure_of, note_defects, note_findings
 from stager.jobs.gate import Gate
 from stager.jobs.hold import hold
 from stager.jobs.reading import Reading
+from stager.jobs.stall import watched
 from stager.jobs.survey import Survey, Surveyor
 from stager.jobs.verifying import Verified, verify
 from stager.node import notify
@@ -86,7 +87,8 @@ class Warm:
         notify.sd_notify(status="warming")
         try:
             with runtime.deadline(self._options.timeout) as expired:
-                await self._warm()
+                async with watched(self._options.stall_timeout, self._reporter):
+                    await self._warm()
             if expired():
                 raise DeadlineExceeded("--timeout ran out", hint="give it longer, or see what was slow above")
         except StagerError as error:
