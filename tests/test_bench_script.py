@@ -47,7 +47,9 @@ def own_stager(folder: Path) -> str:
 
 
 def test_quick_run_prints_the_table(disk: Path) -> None:
-    only = "eight,protect,rivals,resident,memory,start" + (",survival" if not survival.possible() else "")
+    only = "eight,protect,recycled,rivals,resident,memory,start" + (
+        ",survival" if not survival.possible() else ""
+    )
     result = subprocess.run(
         [SCRIPTS / "bench-warm", "--quick", "--dir", disk / "d", "--only", only, "--json", disk / "j"],
         env={**os.environ, "STAGER": own_stager(disk)},
@@ -125,17 +127,17 @@ def test_disturbed_runs_are_thrown_away(
 ) -> None:
     drops = iter([0, 1, 1, 1])
     monkeypatch.setattr(machine, "cache_drops", lambda: next(drops))
-    ring = contest.Contest(str(disk), "stager", 1, True, lambda _: None)
+    ring = contest.Contest(str(disk), "stager", 1, True, 0, lambda _: None)
     done = ring.once(rivals.ONE_PASS, small)
     assert ring.disturbed == 1
     assert done.code == 0
 
 
 def test_rounds_alternate(small: list[str], monkeypatch: pytest.MonkeyPatch, disk: Path) -> None:
-    ring = contest.Contest(str(disk), "stager", 3, True, lambda _: None)
+    ring = contest.Contest(str(disk), "stager", 3, True, 0, lambda _: None)
     order = []
 
-    def once(name: str, paths: list[str]) -> process.Run:
+    def once(name: str, paths: list[str], memory: str) -> process.Run:
         order.append(name)
         return process.Run(1.0, 1.0, 0, 0, "", "", 0.0)
 

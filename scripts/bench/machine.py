@@ -35,6 +35,11 @@ def busy():
     return f"load average {load:.2f} before the first run: others use this machine" if load > 1 else ""
 
 
+def reports_free_memory():
+    """Whether this is a virtual machine that gives free memory back to its host (after two seconds)."""
+    return os.path.exists("/sys/module/page_reporting/parameters/page_reporting_order")
+
+
 def lru():
     """Which page reclaim is in force: `classic` or `MGLRU`."""
     bits = _first("/sys/kernel/mm/lru_gen/enabled", "0x0000")
@@ -66,5 +71,6 @@ def facts(folder):
         ("memory", f"{total / 2**30:.1f} GiB, {available() / 2**30:.1f} available"),
         ("filesystem", f"{fstype} on {device} at {point}, read_ahead_kb {_first(bdi)}"),
         ("page reclaim", lru()),
+        ("free memory", "goes back to the host of this machine" if reports_free_memory() else "stays here"),
         ("load", f"{os.getloadavg()[0]:.2f}"),
     ]

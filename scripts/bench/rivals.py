@@ -40,8 +40,9 @@ class Fio:
     @property
     def text(self):
         """A short name."""
-        width = f"{self.jobs} jobs" if self.depth == 1 else f"depth {self.depth}"
-        return f"{self.engine} {width} bs={self.block}m"
+        jobs = f"{self.jobs} jobs" if self.jobs > 1 else "1 job"
+        depth = f" depth {self.depth}" if self.depth > 1 else ""
+        return f"{self.engine} {jobs}{depth} bs={self.block}m"
 
     def file(self, paths):
         """The job file: sections share the bytes out evenly."""
@@ -65,6 +66,8 @@ SETTINGS = [
     *[Fio("io_uring", 1, depth, 1) for depth in (8, 16, 32)],
     Fio("libaio", 1, 16, 1),
     Fio("libaio", 1, 32, 1),
+    Fio("io_uring", 4, 8, 4),
+    Fio("libaio", 4, 8, 4),
 ]
 QUICK = [Fio("psync", 4, 1, 1), Fio("libaio", 1, 16, 1)]
 

@@ -149,6 +149,15 @@ class Rows:
             rows += [_speed(what, ONE_PASS, rounds, paths, **bar), _cost(what, ONE_PASS, rounds)]
         return rows
 
+    def row_recycled(self):
+        """The default touch against the one-pass recipe in memory that was freed just before."""
+        rows = []
+        for paths in (self.eight, self.one):
+            rounds = self.ring.pair(STAGER, ONE_PASS, paths, contest.RECYCLED)
+            what = f"{self._label(paths)}, memory just freed"
+            rows += [_speed(what, ONE_PASS, rounds, paths), _cost(what, ONE_PASS, rounds)]
+        return rows
+
     def row_rivals(self):
         """The recipe that reads twice, and vmtouch."""
         rows = []
@@ -317,6 +326,7 @@ NAMES = {
     "protect": Rows.row_protect,
     "survival": Rows.row_survival,
     "direct": Rows.row_direct,
+    "recycled": Rows.row_recycled,
     "rivals": Rows.row_rivals,
     "resident": Rows.row_resident,
     "memory": Rows.row_memory,
