@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ markers = st.builds(
     version=st.text(max_size=5),
     pid=numbers,
     asked=st.lists(names, max_size=3).map(tuple),
+    include=st.lists(names, max_size=2).map(tuple),
+    exclude=st.lists(names, max_size=2).map(tuple),
     paths=st.lists(
         st.builds(WarmedPath, names, names, numbers, numbers, st.none() | numbers, names, names), max_size=3
     ).map(tuple),
@@ -79,6 +82,93 @@ def test_a_marker_without_a_field_is_none(field: str) -> None:
     del body[field]
     with pytest.raises(ValueError):
         ReadyMarker.from_json(json.dumps(body))
+
+
+MARKER = ReadyMarker(
+    MarkerState.READY,
+    "",
+    resident=1,
+    asked=("/m",),
+    paths=(WarmedPath("/m", "ext4", 1, 2, None, "n", "keeps"),),
+    files=(WarmedFile("/m/a", 1, 2, 3, 4),),
+)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"reason": 1},
+        {"total": "1"},
+        {"total": True},
+        {"resident": "all"},
+        {"pid": 1.5},
+        {"time": "now"},
+        {"boot_id": None},
+        {"asked": [1]},
+        {"asked": ["/m\0x"]},
+        {"include": [None]},
+        {"exclude": 1},
+        {"paths": [["/m"]]},
+        {"paths": [{"path": "/m"}]},
+        {"paths": [{**asdict(MARKER.paths[0]), "device": "1"}]},
+        {"paths": [{**asdict(MARKER.paths[0]), "path": 7}]},
+        {"files": [["/m/a"]]},
+        {"files": [["/m/a", "1", 2, 3, 4, None, True]]},
+        {"files": [["/m/a", 1, 2, 3, 4, 5, True]]},
+        {"files": [["/m/a", 1, 2, 3, 4, None, "yes"]]},
+        {"files": [["\ud800", 1, 2, 3, 4, None, True]]},
+        {"files": [{}]},
+        {"files": 1},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_no_marker(wrong: dict[str, object]) -> None:
+    body = json.loads(MARKER.to_json())
+    assert ReadyMarker.from_json(json.dumps(body)) == MARKER
+    with pytest.raises(ValueError):
+        ReadyMarker.from_json(json.dumps({**body, **wrong}))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"v":' * 100_000, '{"v":1,"total":1e999}', "1" * 5000])
+def test_hostile_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        ReadyMarker.from_json(text)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "huge"])
+def test_what_is_no_file_is_no_marker_and_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    """/dev/full can be read without end, a FIFO waits for ever."""
+    path = tmp_path / "ready.json"
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/full")
+        case "folder":
+            path.mkdir()
+        case "huge":
+            path.write_bytes(b"{")
+            os.truncate(path, 1 << 40)
+    before = time.monotonic()
+    with pytest.raises(StagerError):
+        marker_file.read(str(path))
+    assert time.monotonic() - before < 1
+    if kind in ("fifo", "folder"):
+        with pytest.raises(StagerError, match="not a regular file"):
+            marker_file.write(str(path), MARKER)
+        assert not path.is_file()
+
+
+def test_a_run_with_a_hostile_marker_takes_it_for_none(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    os.makedirs(os.path.dirname(box.marker))
+    for content in (b"[" * 100_000, b'{"v":1}', b"\xff"):
+        Path(box.marker).write_bytes(content)
+        done = box.warm(path)
+        assert (done.code, box.state) == (0, "ready"), str(done)
+    done = box.run("warm", path, "--marker", "/dev/full", seconds=20)
+    assert (done.code, "not a regular file" in done.err) == (9, True), str(done)
+    assert Path("/dev/full").is_char_device()
 
 
 def test_a_reader_never_sees_half_a_marker(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def test_no_marker_is_not_ready(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"v":1}', '{"v":99}', "\xff\xfe", '{"v":1,"state":"ready"}']
+    "content",
+    ["", "{", "[]", "null", '{"v":1}', '{"v":99}', "\xff\xfe", '{"v":1,"state":"ready"}', "[" * 100_000],
+    ids=lambda content: content[:30],
 )
 def test_a_broken_marker_is_not_ready(box: Box, content: str) -> None:
     os.makedirs(os.path.dirname(box.marker))
@@ -50,6 +52,48 @@ def test_ready_and_why_not(box: Box) -> None:
     assert "does not speak of" in why(box, box.folder), "a folder around the model holds more than the model"
     answer = box.run("ready", "--json", other).event("readiness")
     assert (answer["ready"], answer["state"]) == (False, "ready")
+
+
+def test_a_marker_that_says_too_little_is_not_ready(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    box.warm(path)
+    whole = box.read_marker()
+    for fields in ({"boot_id": ""}, {"files": []}, {"paths": []}, {"files": [], "paths": [], "asked": []}):
+        alter(box, **{**whole, **fields})
+        assert "no files" in why(box) or "rebooted" in why(box)
+    alter(box, **{**whole, "files": [["/m\0", 1, 2, 3, 4, None, True]]})
+    assert "not a file name" in why(box)
+    alter(box, **whole)
+    assert box.ready()
+
+
+def test_what_was_never_warmed_is_not_ready(box: Box) -> None:
+    """New shards copied in later; the marker's own files are all as they were."""
+    folder = os.path.dirname(box.file("m/weights.data", MIB))
+    assert box.warm(folder).code == 0
+    assert box.ready(folder)
+    os.link(box.path("m/weights.data"), box.path("m/other-name.data"))
+    box.file("m/copy.incomplete", 10)
+    assert box.ready(folder), "another name of a file, and what no run ever takes"
+    late = box.file("m/deep/er/late.data", MIB)
+    assert why(box, folder) == f"`{late}` was not warmed"
+    assert why(box, os.path.dirname(box.path("m/weights.data")), "--accept", "partial")
+    assert box.ready(), "without PATH: what was warmed is as it was"
+
+
+def test_ready_is_about_what_was_selected(box: Box) -> None:
+    folder = os.path.dirname(box.file("m/weights.data", MIB))
+    config, _ = box.file("m/sub/config.json", 10), box.file("m/sub/note.txt", 10)
+    assert box.warm(folder, "--include", "sub/*.json").code == 0
+    assert box.ready(folder)
+    assert box.ready(os.path.dirname(config)), "globs are about names below the PATH of the run"
+    assert "does not speak of" in why(box, box.path("m/weights.data"))
+    late = box.file("m/sub/late.json", 10)
+    for path in (folder, os.path.dirname(late)):
+        assert why(box, path) == f"`{late}` was not warmed"
+    os.unlink(late)
+    assert box.warm(folder, "--exclude", "*.txt").code == 0
+    assert box.ready(folder)
 
 
 def test_one_warm_file_is_not_its_folder(box: Box) -> None:

@@ -32,7 +32,8 @@ def command(
     """Exit 0 when the marker says ready and nothing on this node contradicts it, else 3.
 
     A reboot, a remounted volume, a restarted FUSE daemon and a replaced model contradict it. With PATH, the marker must
-    speak of that model.
+    speak of that model, and of every file that lies there now. After `warm --include` or `--exclude` the answer is about
+    what they selected.
 
     \b
     Examples:

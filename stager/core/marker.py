@@ -48,7 +48,8 @@ class WarmedFile:
 class ReadyMarker:
     """The content of the marker file; see the module's docstring. `resident` is None when it could not be known.
 
-    `asked` are the PATHs of the run, symlinks resolved: the whole of what the marker speaks of. `paths` are the mounts.
+    `asked` are the PATHs of the run, symlinks resolved, `include` and `exclude` its globs: the whole of what the marker speaks
+    of. `paths` are the mounts.
     """
 
     state: MarkerState
@@ -62,6 +63,8 @@ class ReadyMarker:
     version: str = ""
     pid: int = 0
     asked: tuple[str, ...] = field(default=())
+    include: tuple[str, ...] = field(default=())
+    exclude: tuple[str, ...] = field(default=())
     paths: tuple[WarmedPath, ...] = field(default=())
     files: tuple[WarmedFile, ...] = field(default=())
 
@@ -81,7 +84,8 @@ class ReadyMarker:
             "pid",
         ):
             body[name] = getattr(self, name)
-        body["asked"] = list(self.asked)
+        for name in ("asked", "include", "exclude"):
+            body[name] = list(getattr(self, name))
         body["paths"] = [asdict(path) for path in self.paths]
         body["files"] = [
             [f.path, f.inode, f.size, f.mtime_ns, f.ctime_ns, f.etag, f.vouched] for f in self.files
@@ -90,28 +94,85 @@ class ReadyMarker:
 
     @staticmethod
     def from_json(text: str) -> ReadyMarker:
-        """The marker in `text`; `ValueError` when it is not one of this version."""
+        """The marker in `text`; `ValueError` when it is not one of this version, whatever else it is."""
         try:
             body = json.loads(text)
             if body["v"] != VERSION:
                 raise ValueError(f"marker version {body['v']}")
             return ReadyMarker(
                 MarkerState(body["state"]),
-                str(body["reason"]),
-                str(body["digest"]),
-                int(body["total"]),
-                body["resident"],
-                str(body["known"]),
-                str(body["boot_id"]),
+                _text(body["reason"]),
+                _text(body["digest"]),
+                _number(body["total"]),
+                None if body["resident"] is None else _number(body["resident"]),
+                _text(body["known"]),
+                _text(body["boot_id"]),
                 float(body["time"]),
-                str(body["version"]),
-                int(body["pid"]),
-                tuple(str(path) for path in body["asked"]),
-                tuple(WarmedPath(**item) for item in body["paths"]),
-                tuple(WarmedFile(*row) for row in body["files"]),
+                _text(body["version"]),
+                _number(body["pid"]),
+                tuple(_name(path) for path in body["asked"]),
+                tuple(_text(glob) for glob in body["include"]),
+                tuple(_text(glob) for glob in body["exclude"]),
+                tuple(_mount(item) for item in body["paths"]),
+                tuple(_file(*row) for row in body["files"]),
             )
-        except (KeyError, TypeError, AttributeError) as exc:
+        except (KeyError, TypeError, AttributeError, OverflowError) as exc:
             raise ValueError(f"not a marker ({exc!r})") from exc
+        except RecursionError as exc:
+            raise ValueError("not a marker (nested too deeply)") from exc
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("not a whole number")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _name(value: object) -> str:
+    """A name that the kernel can be asked about."""
+    name = _text(value)
+    if not name or "\0" in name:
+        raise TypeError("not a file name")
+    name.encode("utf-8", "surrogateescape")  # UnicodeEncodeError is a ValueError
+    return name
+
+
+def _mount(item: dict[str, Any]) -> WarmedPath:
+    found = WarmedPath(**item)
+    for text in (found.fstype, found.namespace, found.keeps):
+        _text(text)
+    for number in (found.device, found.mount_id, found.unique_id or 0):
+        _number(number)
+    _name(found.path)
+    return found
+
+
+def _file(
+    path: object,
+    inode: object,
+    size: object,
+    mtime_ns: object,
+    ctime_ns: object,
+    etag: object,
+    vouched: object,
+) -> WarmedFile:
+    if not isinstance(vouched, bool):
+        raise TypeError("not yes or no")
+    return WarmedFile(
+        _name(path),
+        _number(inode),
+        _number(size),
+        _number(mtime_ns),
+        _number(ctime_ns),
+        None if etag is None else _text(etag),
+        vouched,
+    )
 
 
 def answer_text(state: str, why: str) -> str:

@@ -42,7 +42,9 @@ async def evict(selection: Selection, reporter: Reporter, *, marker: str) -> int
     surveyor = Surveyor(selection)
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey)
-    _withdraw(survey, marker, reporter)
+    gate = Gate(marker, named=False, reporter=reporter)
+    await runtime.in_thread(f"reading {shown(marker)}", gate.load)
+    _withdraw(survey, gate)
     results = await runtime.in_threads(
         lambda file: f"evicting {shown(file.path)}", partial(_evict, survey), survey.files, _LOOKERS
     )
@@ -65,8 +67,7 @@ async def evict(selection: Selection, reporter: Reporter, *, marker: str) -> int
     return 0
 
 
-def _withdraw(survey: Survey, marker: str, reporter: Reporter) -> None:
-    gate = Gate(marker, named=False, reporter=reporter)
+def _withdraw(survey: Survey, gate: Gate) -> None:
     before = gate.before
     if before is None or before.state is MarkerState.FAILED:
         return

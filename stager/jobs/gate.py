@@ -19,21 +19,32 @@ from stager.node import mounts
 if TYPE_CHECKING:
     from stager.core.model import Residency
     from stager.engine.report import Reporter
+    from stager.jobs.options import Selection
     from stager.jobs.survey import Survey
 
 
 class Gate:
-    """The marker at `path`. A default path that cannot be written costs a warning, a `named` one an error."""
+    """The marker at `path`. A default path that cannot be written costs a warning, a `named` one an error.
+
+    `before` is the last run's marker once `load` has read it. Until then the gate is as that run left it, for this one has done
+    nothing yet, and `withdraw` leaves it so.
+    """
 
     def __init__(self, path: str, *, named: bool, reporter: Reporter) -> None:
         self.path = path
         self._named = named
         self._reporter = reporter
         self._usable = True
+        self._loaded = False
         self.before: ReadyMarker | None = None
+        self._last = ReadyMarker(MarkerState.FAILED, "")
+
+    def load(self) -> None:
+        """Read what the last run wrote; one that cannot be read counts as none. May block for as long as the file does."""
         with suppress(StagerError):
-            self.before = marker_file.read(path)
-        self._last = self.before or ReadyMarker(MarkerState.FAILED, "")
+            self.before = marker_file.read(self.path)
+        self._last = self.before or self._last
+        self._loaded = True
 
     @property
     def written(self) -> str:
@@ -42,17 +53,20 @@ class Gate:
 
     def withdraw(self, reason: str) -> None:
         """Say `failed`. What is known of files and mounts stays in it: their pages are still in the cache."""
-        self._write(
-            replace(self._last, state=MarkerState.FAILED, reason=reason, resident=None, known="unknown")
-        )
+        if self._loaded:
+            self._write(
+                replace(self._last, state=MarkerState.FAILED, reason=reason, resident=None, known="unknown")
+            )
 
-    def surveyed(self, survey: Survey, asked: tuple[str, ...]) -> None:
-        """Remember the identities of the files found under the PATHs `asked`: from now on cached pages belong to these."""
+    def surveyed(self, survey: Survey, asked: Selection) -> None:
+        """Remember the identities of the files found by what was `asked`: from now on cached pages belong to these."""
         self._last = replace(
             self._last,
             files=_files(survey, {file.path: file for file in self._last.files}),
             paths=_paths(survey),
-            asked=tuple(os.path.realpath(path) for path in asked),
+            asked=tuple(os.path.realpath(path) for path in asked.paths),
+            include=asked.include,
+            exclude=asked.exclude,
             digest=survey.digest,
         )
 

@@ -67,7 +67,10 @@ class Question:
         return Answer(self._state, f"no answer from {self._where} within {format_duration(patience)}")
 
     def _work(self) -> None:
-        self._answers.append(self._answer())
+        try:
+            self._answers.append(self._answer())
+        except Exception as exc:  # whatever a marker or a mount says: a probe gets an answer
+            self._answers.append(Answer(self._state, f"it cannot be told ({type(exc).__name__}: {exc})"))
 
     def _answer(self) -> Answer:
         try:
@@ -92,6 +95,8 @@ def _objection(
     for path in paths:
         if not _covers(found, os.path.realpath(path)):
             return f"the marker does not speak of `{shown(path)}`"
+        if (why := _unknown_file(found, os.path.realpath(path))) is not None:
+            return why
     claims_pages = found.state in (MarkerState.READY, MarkerState.PARTIAL)
     if min_resident is None and not (claims_pages and _remount_is_possible(found)):
         return None
@@ -104,6 +109,31 @@ def _covers(found: ReadyMarker, real: str) -> bool:
         return True
     inside = any(real.startswith(path.rstrip("/") + "/") for path in found.asked)
     return inside and any(file.path.startswith(real + "/") for file in found.files)
+
+
+def _unknown_file(found: ReadyMarker, real: str) -> str | None:
+    """Say so when a file at or below `real` is wanted by the run's own selection, and was not there to be warmed."""
+    from stager.core.select import selected
+    from stager.node.files import walk
+
+    names = {file.path for file in found.files}
+    if real in names:
+        return None
+    try:
+        there = walk([real])
+    except StagerError as error:
+        return error.message
+    links = {
+        (file.inode, file.size, file.mtime_ns) for file in found.files
+    }  # another name of a file counts once
+    inside = next((root for root in found.asked if real.startswith(root.rstrip("/") + "/")), real)
+    for file in there.files:
+        name = os.path.relpath(os.path.join(real, file.entry.path), inside)
+        one = file.identity
+        known = file.path in names or (one.inode, one.size, one.mtime_ns) in links
+        if not known and selected(name, found.include, found.exclude):
+            return f"`{shown(file.path)}` was not warmed"
+    return there.errors[0].message if there.errors else None
 
 
 def _remount_is_possible(found: ReadyMarker) -> bool:

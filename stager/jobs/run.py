@@ -125,8 +125,9 @@ class _Launch:
         self._name_stuck(outcome)
         if outcome.stopped_by is not None:
             error = Stopped(outcome.stopped_by)
-            if outcome.exit_code != error.exit_code:  # it had no chance to, or had already opened the gate
-                self._withdraw(error.message)
+            self._withdraw(
+                error.message
+            )  # the worker may have had no chance to, or have opened the gate already
             return error.exit_code
         code = self._give_up(outcome) if outcome.exit_code is None else outcome.exit_code
         if code == 0:
@@ -157,7 +158,9 @@ class _Launch:
 
     def _gate(self) -> Gate:
         warm = self._options.warm
-        return Gate(warm.marker, named=warm.marker_named, reporter=self._reporter)
+        gate = Gate(warm.marker, named=warm.marker_named, reporter=self._reporter)
+        gate.load()
+        return gate
 
     def become(self) -> NoReturn:
         """Become the command. Raises `StagerError` when it cannot be started, or a stop signal came first."""
@@ -166,8 +169,9 @@ class _Launch:
         self.close()
         try:
             become(self._path, self._options.command)
-        except Stopped as error:
+        except StagerError as error:
             self._withdraw(error.message)
+            notify.sd_notify(status=error.message)
             self.close()
             raise
 

@@ -83,6 +83,7 @@ class Warm:
 
     async def run(self) -> int:
         """Warm; the exit code. Raises `StagerError` for usage errors and a named marker that cannot be written."""
+        await runtime.in_thread(f"reading {shown(self._options.marker)}", self._gate.load)
         self._gate.withdraw("a warm run is under way")
         notify.sd_notify(status="warming")
         try:
@@ -114,7 +115,7 @@ class Warm:
         await surveyor.ask_mounts(survey)
         self._survey = survey
         await surveyor.look(survey, fresh=self._options.fresh)
-        note = partial(self._gate.surveyed, survey, self._options.selection.paths)
+        note = partial(self._gate.surveyed, survey, self._options.selection)
         await runtime.in_thread("looking at the mounts", note)
         surveyor.judge(survey, self._options, self._gauge)
         note_findings(survey, self._options, self._reporter)

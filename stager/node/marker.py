@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat as stat_module
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from stager.core.errors import StagerError, from_oserror
+from stager.core.errors import LocalIOError, StagerError, from_oserror
 from stager.core.marker import ReadyMarker
+from stager.core.outcome import MarkerState
 from stager.core.units import shown
 from stager.node import mounts
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from stager.core.marker import WarmedFile, WarmedPath
 
 _NETWORK = ("nfs", "nfs4")
+_MOST = 256 << 20  # bytes; a marker of 100,000 files has 20 MB
 
 
 def boot_id() -> str:
@@ -34,6 +37,7 @@ def write(path: str, marker: ReadyMarker) -> None:
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.urandom(8).hex()}")
     try:
         os.makedirs(folder, exist_ok=True)
+        _refuse_special(path)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             data = marker.to_json().encode() + b"\n"
@@ -51,14 +55,33 @@ def write(path: str, marker: ReadyMarker) -> None:
 
 
 def read(path: str) -> ReadyMarker:
-    """The marker at `path`. Raises `StagerError` when there is none or it cannot be read."""
+    """The marker at `path`. Raises `StagerError` when there is none, or it cannot be read, or is no marker."""
     try:
-        with open(path, encoding="ascii") as file:
-            return ReadyMarker.from_json(file.read())
+        return ReadyMarker.from_json(_content(path).decode("ascii"))
     except OSError as exc:
         raise from_oserror(exc, f"marker `{shown(path)}`") from exc
     except ValueError as exc:
         raise StagerError(f"marker `{shown(path)}`: {exc}") from exc
+
+
+def _content(path: str) -> bytes:
+    # A FIFO would wait for a writer, a device may have no end.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat_module.S_ISREG(found.st_mode):
+            raise LocalIOError(f"marker `{shown(path)}`: not a regular file")
+        if found.st_size > _MOST:
+            raise LocalIOError(f"marker `{shown(path)}`: too big for one")
+        return file.read(_MOST)
+
+
+def _refuse_special(path: str) -> None:
+    """Raise `LocalIOError` when renaming to `path` would replace a device, a FIFO or a socket."""
+    with suppress(FileNotFoundError):
+        kind = stat_module.S_IFMT(os.lstat(path).st_mode)
+        if kind not in (stat_module.S_IFREG, stat_module.S_IFLNK):
+            raise LocalIOError(f"marker `{shown(path)}`: not a regular file", hint="choose another place")
 
 
 def contradiction(marker: ReadyMarker) -> str | None:
@@ -68,8 +91,12 @@ def contradiction(marker: ReadyMarker) -> str | None:
     is no longer the same. Only looks up names: nothing is opened. A daemon that hangs makes this hang: callers bound it.
     """
     now = boot_id()
-    if marker.boot_id and now and marker.boot_id != now:
+    if not now or not marker.boot_id:
+        return "whether the node has rebooted since cannot be known"
+    if marker.boot_id != now:
         return "the node has rebooted since"
+    if marker.state is not MarkerState.RELEASED and not (marker.files and marker.paths):
+        return "the marker names no files"
     for path in marker.paths:
         if (why := _mount_changed(path)) is not None:
             return why
