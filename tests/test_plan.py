@@ -60,10 +60,12 @@ def test_a_part_is_a_prefix_of_the_load_order(files: list[Candidate], granted: i
         plan = make_plan(files, granted, order)
         if not plan.partial:
             continue
-        by_load = [one.index for one in sorted(files, key=lambda one: one.load)]
-        assert list(plan.chosen) == by_load[: len(plan.chosen)]
-        following = files[by_load[len(plan.chosen)]]
+        needed = [one.index for one in sorted(files, key=lambda one: one.load) if one.need]
+        chosen = [index for index in plan.chosen if files[index].need]
+        assert chosen == needed[: len(chosen)]
+        following = files[needed[len(chosen)]]
         assert following.need > granted - plan.read, "the next file did not fit"
+        assert {one.index for one in files if not one.need} <= set(plan.chosen), "these take no room"
 
 
 @given(candidates())

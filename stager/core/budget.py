@@ -235,7 +235,8 @@ def _level_name(level: Level) -> str:
 def _binding_line(admission: Admission, binding: LevelRoom) -> str:
     what = binding_text(binding)
     if admission.fits:
-        return f"all {format_size(admission.need)} fit; the tightest limit is {what}, room {format_size(binding.room)}"
+        fits = f"all {format_size(admission.need)} fit" if admission.need else "nothing to read"
+        return f"{fits}; the tightest limit is {what}, room {format_size(binding.room)}"
     return (
         f"{what} binds: {format_size(admission.granted)} of {format_size(admission.need)} fit, "
         f"{format_size(admission.shortfall)} do not"

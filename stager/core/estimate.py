@@ -15,10 +15,10 @@ def lower_bound(hits: int, samples: int) -> float:
     """
     if samples <= 0 or not 0 <= hits <= samples:
         raise ValueError("need 0 <= hits <= samples and samples > 0")
-    if hits == samples:
-        return max(0.0, 1 - 3 / samples)
     if hits == 0:
         return 0.0  # the formula's rounding leaves 1e-19
+    if hits == samples:  # of very few samples the rule of three says less than one hit fewer would
+        return max(1 - 3 / samples, lower_bound(hits - 1, samples))
     share = hits / samples
     spread = _Z * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
     return max(0.0, (share + _Z**2 / (2 * samples) - spread) / (1 + _Z**2 / samples))

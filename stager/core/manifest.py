@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PATH = ".stager/manifest.json"
+_HINT = "pull the model again, or delete the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Manifest:
         """The manifest in `raw` (JSON). Raises `IntegrityError` when it is not one."""
         try:
             body = json.loads(raw)
+            if not isinstance(body, dict) or not isinstance(body.get("files"), list):
+                raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT)
             files = tuple(
                 FileEntry(
                     item["path"],
@@ -39,10 +42,8 @@ class Manifest:
                 for item in body["files"]
             )
             return Manifest(str(body["source"]), str(body["revision"]), str(body["state"]), files)
-        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as exc:
-            raise IntegrityError(
-                f"`{PATH}` is not a manifest ({exc})", hint="pull the model again, or delete the file"
-            ) from exc
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
+            raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
     def refuse_updating(self, root: str) -> None:
         """Raise `IntegrityError` while a writer is replacing the model below `root`."""

@@ -78,7 +78,9 @@ def make_plan(candidates: Sequence[Candidate], granted: int, order: Order = Orde
     chosen, left_out, room = [], [], granted
     for position, candidate in enumerate(ranked):
         if candidate.need > room:
-            left_out = ranked[position:]
+            rest = ranked[position:]
+            left_out = [c for c in rest if c.need]
+            chosen += [c for c in rest if not c.need]  # resident already, or empty: they take no room
             break
         room -= candidate.need
         chosen.append(candidate)

@@ -15,11 +15,8 @@ def resident_text(residency: Residency) -> str:
     """``2.0/2.0 GiB resident (cachestat)``, or what else can be said."""
     whole = format_size(residency.total)
     if residency.resident is None:
-        return (
-            f"residency of {whole} unknown ({residency.why})"
-            if residency.why
-            else f"residency of {whole} unknown"
-        )
+        why = f" ({residency.why})" if residency.why else ""
+        return f"unknown how much of {whole} is resident{why}"
     part = format_size(residency.resident)
     if part.split()[1] == whole.split()[1]:
         part = part.split()[0]

@@ -16,15 +16,16 @@ page of memory, so there is no descriptor that could leak.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-from stager.core.errors import AccessDenied, NotFound, Stopped, UsageError, from_oserror
+from stager.core.errors import AccessDenied, LocalIOError, NotFound, Stopped, UsageError, from_oserror
 from stager.core.units import shown
 from stager.engine.escort import (
     FORWARDED,
@@ -41,6 +42,8 @@ from stager.engine.escort import (
 from stager.node.processes import Stuck, name_stuck, original_environment
 
 STOP_GRACE = 2.0  # seconds from the first stop signal until `supervise` returns, whatever the worker does
+_ELF = b"\x7fELF"
+_SHELL = "/bin/sh"
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -66,7 +69,7 @@ def resolve_command(argv: Sequence[str]) -> str:
 
     A name with a slash is taken as it is, any other is looked for on PATH. Raises `UsageError` without a name, `NotFound`
     when there is no such program (or the interpreter in its first line is missing), `AccessDenied` when it may not be
-    executed.
+    executed, `LocalIOError` when it is no program.
     """
     if not argv:
         raise UsageError("no command given", hint="write it after `--`: stager run --warm PATH -- CMD ARG...")
@@ -77,7 +80,7 @@ def resolve_command(argv: Sequence[str]) -> str:
     denied: str | None = None
     for path in candidates if name else ():
         if os.path.isfile(path) and os.access(path, os.X_OK):
-            _check_interpreter(path)
+            _check_program(path)
             return path
         if denied is None and os.path.lexists(path) and ("/" in name or not os.path.isdir(path)):
             denied = path
@@ -97,20 +100,57 @@ def resolve_command(argv: Sequence[str]) -> str:
     )
 
 
-def _check_interpreter(path: str) -> None:
-    """Refuse a script whose ``#!`` names nothing: exec would say ENOENT about the script, after all the warming."""
+def _head(path: str) -> bytes:
+    """The first bytes of the program at `path`; none when it is executable but not readable: exec will tell."""
     try:
-        with open(path, "rb") as script:
-            first = script.read(256).split(b"\n", 1)[0]
+        with open(path, "rb") as program:
+            return program.read(256)
     except OSError:
-        return  # executable but not readable: exec will tell
-    words = first[2:].split() if first.startswith(b"#!") else []
-    if words and not os.path.exists(words[0]):
+        return b""
+
+
+def _check_program(path: str) -> None:
+    """Refuse what exec would refuse after all the warming: it would say ENOENT about a script, or that this is no program."""
+    head = _head(path)
+    words = head.split(b"\n", 1)[0][2:].split() if head.startswith(b"#!") else []
+    if words:
         interpreter = shown(os.fsdecode(words[0]))
-        raise NotFound(
-            f"`{shown(path)}`: its interpreter `{interpreter}` does not exist",
-            hint="nothing was warmed; correct the script's first line",
+        if not os.path.exists(words[0]):
+            raise NotFound(
+                f"`{shown(path)}`: its interpreter `{interpreter}` does not exist",
+                hint="nothing was warmed; correct the script's first line",
+            )
+        if not os.access(words[0], os.X_OK) or os.path.isdir(words[0]):
+            raise AccessDenied(
+                f"`{shown(path)}`: its interpreter `{interpreter}` is not executable",
+                hint="nothing was warmed; correct the script's first line",
+            )
+    elif head and not _is_elf_program(head) and not _is_script(head) and not _other_formats():
+        raise LocalIOError(
+            f"`{shown(path)}` is neither a program nor a script",
+            hint="nothing was warmed; was it copied whole?",
         )
+
+
+def _is_elf_program(head: bytes) -> bool:
+    """Whether this begins like an ELF file that can be executed: its type, at byte 16, is EXEC or DYN."""
+    if not head.startswith(_ELF) or len(head) < 52:
+        return False
+    order: Literal["big", "little"] = "big" if head[5] == 2 else "little"
+    return int.from_bytes(head[16:18], order) in (2, 3)
+
+
+def _is_script(head: bytes) -> bool:
+    """Whether a shell would take it for a script without ``#!``: text, as far as its first line goes."""
+    return not head.startswith(_ELF) and b"\0" not in head.split(b"\n", 1)[0]
+
+
+def _other_formats() -> bool:
+    """Whether the kernel was told of formats of which we know nothing (binfmt_misc)."""
+    try:
+        return bool(set(os.listdir("/proc/sys/fs/binfmt_misc")) - {"register", "status"})
+    except OSError:
+        return True
 
 
 def supervise(work: Work, *, deadline: float | None = None) -> Outcome:
@@ -165,8 +205,15 @@ def become(path: str, argv: Sequence[str], env: Mapping[bytes, bytes] | None = N
         if signal.getsignal(number) is not signal.SIG_IGN or number in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    environment = dict(original_environment() if env is None else env)
     try:
-        os.execve(path, list(argv), dict(original_environment() if env is None else env))  # noqa: S606 - no shell is the point
+        try:
+            os.execve(path, list(argv), environment)  # noqa: S606 - no shell is the point
+        except OSError as exc:
+            if exc.errno != errno.ENOEXEC or not _is_script(_head(path)):
+                raise
+            # A script without `#!`: as execvp(3) and every shell do.
+            os.execve(_SHELL, [_SHELL, path, *argv[1:]], environment)  # noqa: S606
     except OSError as exc:
         raise from_oserror(exc, f"cannot start `{shown(path)}`") from exc
 

@@ -13,6 +13,7 @@ from stager.core.plan import Order
 from stager.core.reports import Forecast, resident_text
 from stager.core.units import MIB, count, format_duration, format_size, shown
 from stager.engine import runtime
+from stager.jobs import leftout
 from stager.jobs.stall import watched
 from stager.jobs.survey import MountFacts, Survey, Surveyor
 from stager.jobs.warm import result_of
@@ -58,10 +59,11 @@ async def _check(options: WarmOptions, reporter: Reporter) -> int:
     surveyor = Surveyor(options.selection, _marker(options.marker))
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey)
-    await surveyor.look(survey, drop=False)
+    await surveyor.look(survey, fresh=options.fresh)
     gauge = Gauge(limit=options.memory.limit)
     surveyor.judge(survey, options, gauge)
     seconds = await runtime.in_thread("sampling", lambda: _sample(survey))
+    await leftout.forget(survey, keep=frozenset())
     result = forecast_result(survey, options)
     outcome = verdict(result, options.mode)
     assert survey.plan is not None
@@ -104,6 +106,9 @@ def forecast_result(survey: Survey, options: WarmOptions) -> Result:
         results.append(Result.PARTIAL)
     if any(not look.residency.known.exact for look in survey.looks):
         results.append(Result.UNKNOWN)
+    there = sum(look.residency.resident or 0 for look in survey.looks)
+    if options.min_resident is not None and there + survey.plan.read < options.min_resident * survey.total:
+        results.append(Result.BELOW_MINIMUM)
     return worst(results)
 
 
@@ -141,15 +146,20 @@ def _complete_lines(survey: Survey) -> list[str]:
         head = "no" if survey.proven() else "nothing proves it incomplete, but"
         return [head, *lines]
     judged_by = "manifest, index and headers" if survey.manifest else "index and headers; no manifest"
+    unread = [*survey.found.errors, *(look.problem for look in survey.looks if look.problem is not None)]
+    if unread:
+        return ["unknown: not everything could be read", *(error.message for error in unread[:20])]
+    if "pytorch" in survey.format_names and not survey.manifest:
+        return ["nothing speaks against it, but a pickle has no header to judge; no manifest"]
     known = survey.manifest or any(name != "unknown" for name in survey.format_names)
     return [f"yes, by {judged_by}" if known else "unknown: no manifest, and no format that could tell"]
 
 
 def _origin_lines(survey: Survey) -> list[str]:
-    replaced = sum(bool(look.stale) for look in survey.looks)
+    replaced = count(len(survey.replaced()), "file")
     lines = (
-        [f"{replaced} files were replaced since they were warmed; a run would drop their old pages"]
-        if replaced
+        [f"{replaced} replaced since the last run, which would drop the old pages"]
+        if survey.replaced()
         else []
     )
     unknown = sum((look.residency.resident or 0) for look in survey.looks if not look.origin_known)
@@ -184,13 +194,12 @@ def _mount_lines(facts: MountFacts, survey: Survey, options: WarmOptions) -> lis
 def _plan_lines(survey: Survey, options: WarmOptions, seconds: float | None) -> list[str]:
     plan = survey.plan
     assert plan is not None
-    order = "largest first" if options.order is not Order.LOAD else "in load order"
+    by_load = options.order is Order.LOAD or (options.order is Order.AUTO and plan.partial)
+    order = "in load order" if by_load else "largest first"
     if plan.partial:
-        order = "whole files from the head of the load order"
-    left = (
-        f"{format_size(plan.read)} in {count(len(plan.chosen), 'file')}, {order}" if plan.read else "nothing"
-    )
-    lines = [f"read {left}"]
+        order = f"whole files {order} until one does not fit"
+    files = count(len({span.index for span in plan.spans}), "file")
+    lines = [f"read {format_size(plan.read)} in {files}, {order}" if plan.read else "read nothing"]
     if plan.skipped:
         lines.append(
             f"{count(len(plan.skipped), 'file')} left out for want of room, first {shown(plan.skipped[0].path)}"

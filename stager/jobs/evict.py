@@ -39,7 +39,7 @@ async def evict(selection: Selection, reporter: Reporter, *, marker: str) -> int
 
     A ready marker that vouches for one of these files is withdrawn first.
     """
-    surveyor = Surveyor(selection)
+    surveyor = Surveyor(selection, refuse=False)
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey)
     gate = Gate(marker, named=False, reporter=reporter)

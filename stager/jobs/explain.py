@@ -15,7 +15,7 @@ from stager.core.errors import (
 )
 from stager.core.events import Failure, Note
 from stager.core.outcome import Result, Verdict
-from stager.core.units import format_size, shown
+from stager.core.units import count, format_size, shown
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
@@ -69,7 +69,7 @@ def note_findings(survey: Survey, options: WarmOptions, reporter: Reporter) -> N
         if look.problem is not None:
             reporter.emit(Note("warning", "unreadable", look.problem.message, look.problem.hint))
     _note_mounts(survey, options, reporter)
-    _note_origin(survey, options, reporter)
+    _note_origin(survey, reporter)
     _note_memory(survey, options, reporter)
 
 
@@ -85,13 +85,15 @@ def _note_mounts(survey: Survey, options: WarmOptions, reporter: Reporter) -> No
             reporter.emit(Note("warning", "mount_unknown", f"whether {where} keeps pages is unknown{why}"))
 
 
-def _note_origin(survey: Survey, options: WarmOptions, reporter: Reporter) -> None:
-    replaced = [file for file, look in zip(survey.files, survey.looks, strict=True) if look.stale]
-    if replaced and not options.fresh:
+def _note_origin(survey: Survey, reporter: Reporter) -> None:
+    replaced = survey.replaced()
+    if replaced:
         names = ", ".join(shown(file.entry.path) for file in replaced[:3]) + (
             " ..." if len(replaced) > 3 else ""
         )
-        message = f"{len(replaced)} replaced since the last run, old pages dropped: {names}"
+        message = (
+            f"{count(len(replaced), 'file')} replaced since the last run, old pages are dropped: {names}"
+        )
         reporter.emit(Note("info", "replaced", message))
     unknown = sum((look.residency.resident or 0) for look in survey.looks if not look.origin_known)
     if unknown:

@@ -15,7 +15,7 @@ from stager.core.errors import UsageError
 from stager.core.events import Note
 from stager.core.model import LocalFile
 from stager.core.reports import HoldSummary
-from stager.core.units import format_size, shown
+from stager.core.units import format_duration, format_size, shown
 from stager.engine import runtime
 from stager.jobs.survey import Survey
 from stager.node import pagecache
@@ -167,8 +167,10 @@ async def hold(survey: Survey, options: Hold, gauge: Gauge, reporter: Reporter) 
         holder = _Holder(survey, gauge, reporter, lock=options.lock)
         started = time.monotonic()
         await runtime.in_thread("holding", holder.take)
-        until = options.url or f"{options.seconds:g}s"
-        reporter.emit(Note("info", "hold", f"holding {format_size(holder.bytes)} until {until}"))
+        until = (
+            f"until {options.url} answers" if options.url else f"for {format_duration(options.seconds or 0)}"
+        )
+        reporter.emit(Note("info", "hold", f"holding {format_size(holder.bytes)} {until}"))
         why = await _wait(holder, options)
         # Not when cancelled: the process ends then, and closing a file waits for the daemon behind it.
         await runtime.in_thread("letting go", holder.release)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from stager.core import formats
 from stager.core.manifest import PATH as MANIFEST_PATH
 from stager.core.manifest import Manifest
-from stager.core.model import Defect, LocalFile, ModelFormat
-from stager.core.select import selected
+from stager.core.model import Defect, FileEntry, LocalFile, ModelFormat
+from stager.core.select import left_out, selected
 from stager.core.units import shown
 from stager.node.files import opened
 
@@ -36,8 +36,11 @@ class Recognised:
     digest: str = ""
 
 
-def recognise(found: Found, selection: Selection) -> Recognised:
-    """Recognise every root in `found`. Raises `IntegrityError` for a manifest that is broken or says `updating`.
+def recognise(found: Found, selection: Selection, *, refuse: bool = True) -> Recognised:
+    """Recognise every root in `found`.
+
+    Raises `IntegrityError` for a manifest that is broken or says `updating`, of a model in `found` or of one around it,
+    unless `refuse` is False.
 
     Judged on all files by all their names, before the selection and before links are counted once.
     """
@@ -50,7 +53,8 @@ def recognise(found: Found, selection: Selection) -> Recognised:
         for position in model.order:
             known.rank[id(below[position])] = len(known.rank)
         known.defects += model.defects
-        _apply_manifest(root, below, known)
+        if refuse:
+            _apply_manifests(root, below, found, known)
     present = {file.entry.path for file in found.files}
     known.defects = [_as_wanted(defect, present, selection) for defect in dict.fromkeys(known.defects)]
     return known
@@ -65,24 +69,75 @@ def _detect(root: str, below: list[LocalFile], found: Found) -> ModelFormat:
             found.before_reading(path, fd)
             return os.pread(fd, length, offset)
 
+    return _detect_readable(entries, read, whole=root in found.listed)
+
+
+def _detect_readable(entries: list[FileEntry], read: formats.Read, *, whole: bool) -> ModelFormat:
+    """`formats.detect` without the small files that cannot be read: they are named when they are looked at.
+
+    An index that cannot be read says nothing of its shards, so nothing is proven to be missing then.
+    """
+    unreadable: list[int] = []
+    while True:
+        kept = [position for position in range(len(entries)) if position not in unreadable]
+        asked: list[int] = []
+
+        def read_kept(
+            index: int, offset: int, length: int, kept: list[int] = kept, asked: list[int] = asked
+        ) -> bytes:
+            asked.append(kept[index])
+            return read(kept[index], offset, length)
+
+        try:
+            model = formats.detect([entries[i] for i in kept], read_kept, whole=whole and not unreadable)
+        except OSError:
+            unreadable.append(asked[-1])
+            continue
+        return replace(
+            model,
+            order=(*unreadable, *(kept[i] for i in model.order)),
+            weights=tuple(kept[i] for i in model.weights),
+        )
+
+
+def _apply_manifests(root: str, below: list[LocalFile], found: Found, known: Recognised) -> None:
+    """Hold the files against every manifest below `root`; a model around `root` must at least not be changing."""
+    folders = [folder for owner, folder in found.manifested if owner == root]
+    for folder in folders:
+        place = os.path.join(root, folder) if folder else root
+        raw = _manifest_in(place)
+        if raw is None:
+            continue
+        manifest = Manifest.parse(raw)
+        manifest.refuse_updating(shown(place))
+        known.manifest = True
+        known.digest = digest_of([known.digest.encode(), raw])
+        prefix = f"{folder}/" if folder else ""
+        defects = manifest.defects(
+            replace(file.entry, path=file.entry.path.removeprefix(prefix))
+            for file in below
+            if file.entry.path.startswith(prefix)
+        )
+        known.defects += [
+            replace(defect, path=prefix + defect.path, proven=root in found.listed)
+            for defect in defects
+            if left_out(defect.path) is None
+        ]
+    around = [root] if root not in found.listed and not folders else []
+    around += [os.path.dirname(root)] if os.path.dirname(root) != root else []
+    for outer in around:
+        raw = _manifest_in(outer)
+        if raw is not None:
+            Manifest.parse(raw).refuse_updating(shown(outer))
+
+
+def _manifest_in(folder: str) -> bytes | None:
+    """The manifest's bytes; None without one: completeness is then judged by index and headers."""
     try:
-        return formats.detect(entries, read, whole=root in found.listed)
+        with open(os.path.join(folder, MANIFEST_PATH), "rb") as file:
+            return file.read()
     except OSError:
-        # An unreadable index says nothing of the shards; the file itself is named when it is looked at or read.
-        return ModelFormat((), tuple(range(len(entries))))
-
-
-def _apply_manifest(root: str, below: list[LocalFile], known: Recognised) -> None:
-    try:
-        with open(os.path.join(root, MANIFEST_PATH), "rb") as file:
-            raw = file.read()
-    except OSError:  # no manifest: completeness is judged by index and headers
-        return
-    manifest = Manifest.parse(raw)
-    manifest.refuse_updating(shown(root))
-    known.manifest = True
-    known.defects += manifest.defects(file.entry for file in below)
-    known.digest = digest_of([known.digest.encode(), raw])
+        return None
 
 
 def _as_wanted(defect: Defect, present: set[str], selection: Selection) -> Defect:

@@ -33,7 +33,7 @@ async def status(selection: Selection, reporter: Reporter, *, min_resident: floa
     Nothing is read but on NFS (one byte a file, without which a changed file would show as resident) and where the kernel
     gives no exact answer (random pages, an estimate). Weights on a mount that drops pages at open are not opened.
     """
-    surveyor = Surveyor(selection)
+    surveyor = Surveyor(selection, refuse=False)
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey, smallest_only=_SACRIFICE)
     found = await runtime.in_threads(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from stager.engine import runtime
 from stager.jobs.recognising import digest_of, recognise
 from stager.node import canary, filesystems, memory, mounts, pagecache
 from stager.node.canary import Keeps
-from stager.node.files import Found, opened, walk
+from stager.node.files import Found, etag_of, once, opened, walk
 from stager.node.filesystems import Pattern, Traits
 from stager.node.touch import STEP
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from stager.jobs.options import Selection, WarmOptions
     from stager.node.mounts import Mount
 
+FRESH = "asked for with --fresh"
 _LOOKERS = 8  # files looked at in parallel: each is an open and a few small reads
 _BASE_FOOTPRINT = 64 * MIB  # the interpreter and its libraries, measured at 35-45 MiB
 
@@ -106,16 +107,27 @@ class Survey:
         """Defects that make the model incomplete or corrupt."""
         return [defect for defect in self.defects if defect.proven]
 
+    def replaced(self) -> list[LocalFile]:
+        """Files whose resident pages belong to what they replaced."""
+        pairs = zip(self.files, self.looks, strict=True)
+        return [file for file, look in pairs if look.stale not in ("", FRESH)]
+
     def dropping(self) -> list[MountFacts]:
         """Mounts on which warming is useless."""
         return [facts for facts in self.mounts.values() if facts.keeps.hopeless]
 
 
 class Surveyor:
-    """Surveys `selection`; `marker` is the last run's, for the identities of the files it warmed."""
+    """Surveys `selection`; `marker` is the last run's, for the identities of the files it warmed.
 
-    def __init__(self, selection: Selection, marker: ReadyMarker | None = None) -> None:
+    `refuse`: raise `IntegrityError` for a manifest that is broken or says `updating`; what only looks need not.
+    """
+
+    def __init__(
+        self, selection: Selection, marker: ReadyMarker | None = None, *, refuse: bool = True
+    ) -> None:
         self._selection = selection
+        self._refuse = refuse
         self._warmed: MappingType[str, WarmedFile] = (
             {file.path: file for file in marker.files} if marker else {}
         )
@@ -127,15 +139,16 @@ class Surveyor:
 
     def _find(self) -> Survey:
         survey = Survey(walk(self._selection.paths))
-        known = recognise(survey.found, self._selection)
+        known = recognise(survey.found, self._selection, refuse=self._refuse)
         survey.format_names = tuple(known.names)
         survey.defects = known.defects
         survey.manifest = known.manifest
-        survey.files = [
+        wanted = [
             file
-            for file in survey.found.once(lambda file: known.rank[id(file)])
+            for file in survey.found.files
             if selected(file.entry.path, self._selection.include, self._selection.exclude)
         ]
+        survey.files = once(wanted, lambda file: known.rank[id(file)])
         survey.load_rank = [known.rank[id(file)] for file in survey.files]
         survey.weights = frozenset(at for at, file in enumerate(survey.files) if id(file) in known.weights)
         survey.digest = known.digest or _digest(survey.files)
@@ -175,14 +188,13 @@ class Surveyor:
                     keeps, why = await runtime.in_thread(f"testing {shown(bird.path)}", ask)
             survey.mounts[mount_id] = MountFacts(mount, traits, keeps, why)
 
-    async def look(
-        self, survey: Survey, *, fresh: bool = False, headers: bool = True, drop: bool = True
-    ) -> None:
+    async def look(self, survey: Survey, *, fresh: bool = False) -> None:
         """Fill `survey.looks`: open each file once, see what is resident, check its header.
 
-        `fresh` drops resident pages first; `drop` drops those of files that are no longer what was warmed.
+        Pages of files that are no longer what was warmed, with `fresh` those of all files, count as missing already:
+        `drop_stale` drops them, once it is certain that the run goes on.
         """
-        look = partial(self._look, survey, fresh=fresh, headers=headers, drop=drop)
+        look = partial(self._look, survey, fresh=fresh)
         survey.looks = await runtime.in_threads(
             lambda index: f"looking at {shown(survey.files[index].path)}",
             look,
@@ -192,41 +204,59 @@ class Surveyor:
         for one in survey.looks:
             survey.defects += [defect for defect in one.defects if defect not in survey.defects]
 
-    def _look(self, survey: Survey, index: int, *, fresh: bool, headers: bool, drop: bool) -> Look:
+    def _look(self, survey: Survey, index: int, *, fresh: bool) -> Look:
         file = survey.files[index]
         facts = survey.facts(file)
         whole = ((0, file.size),) if file.size else ()
         try:
             with opened(file.path) as fd:
-                replaced = self._stale(file, facts)
-                stale = "asked for with --fresh" if fresh else replaced
-                if stale and drop:
-                    pagecache.evict(fd)
+                if facts.traits.canary:
+                    identity = replace(file.identity, etag=etag_of(fd))
+                    file = survey.files[index] = replace(file, identity=identity)
+                stale = self._stale(file, facts, fresh=fresh)
                 residency, holes = measure(fd, facts)
-                defects = self._check_header(survey, index, fd) if headers else ()
+                defects = self._check_header(survey, index, fd)
         except OSError as exc:
             return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
-        if replaced and drop and residency.resident and not facts.traits.revalidates:
-            return _problem(file, whole, _clinging(file))
-        said = bool(stale) and not drop  # that they would be dropped
-        origin_known = said or not residency.resident or self._origin_known(survey, file, facts, replaced)
-        return Look(residency, holes, defects, stale, origin_known)
+        if stale and residency.resident != 0:
+            counted = replace(residency, resident=0) if residency.resident else residency
+            return Look(counted, whole, defects, stale)
+        origin_known = not residency.resident or self._origin_known(survey, file, facts)
+        return Look(residency, holes, defects, "", origin_known)
 
-    def _origin_known(self, survey: Survey, file: LocalFile, facts: MountFacts, replaced: str) -> bool:
+    def _origin_known(self, survey: Survey, file: LocalFile, facts: MountFacts) -> bool:
         """Whether the resident pages are certainly this file's: checked by the filesystem, read just now, or vouched for."""
         then = self._warmed.get(file.path)
-        vouched = then is not None and then.vouched and not replaced
+        vouched = then is not None and then.vouched
         return facts.traits.revalidates or survey.found.was_cold.get(file.path, False) or vouched
 
-    def _stale(self, file: LocalFile, facts: MountFacts) -> str:
-        """Why the resident pages of `file` are not those of the file that was warmed; empty when nothing says so."""
+    async def drop_stale(self, survey: Survey) -> None:
+        """Drop the pages that `look` counted as missing already. A file that keeps them becomes a problem of its own."""
+        stale = [index for index, look in enumerate(survey.looks) if look.stale]
+        left = await runtime.in_threads(
+            lambda index: f"dropping {shown(survey.files[index].path)}",
+            partial(_drop, survey),
+            stale,
+            _LOOKERS,
+        )
+        for index, clings in zip(stale, left, strict=True):
+            if clings:
+                file = survey.files[index]
+                survey.looks[index] = _problem(file, ((0, file.size),), _clinging(file))
+
+    def _stale(self, file: LocalFile, facts: MountFacts, *, fresh: bool) -> str:
+        """Why the resident pages of `file` are to be dropped; empty when nothing asks for it."""
         then = self._warmed.get(file.path)
-        if then is None or facts.traits.pattern is Pattern.MEMORY:
+        if facts.traits.pattern is Pattern.MEMORY:
             return ""
         now = file.identity
-        if (then.inode, then.size, then.mtime_ns, then.etag) == (now.inode, now.size, now.mtime_ns, now.etag):
-            return ""
-        return "replaced since it was warmed"
+        same = then is None or (then.inode, then.size, then.mtime_ns, then.etag) == (
+            now.inode,
+            now.size,
+            now.mtime_ns,
+            now.etag,
+        )
+        return (FRESH if fresh else "") if same else "replaced since it was warmed"
 
     def _check_header(self, survey: Survey, index: int, fd: int) -> tuple[Defect, ...]:
         file = survey.files[index]
@@ -249,6 +279,20 @@ class Surveyor:
         need = sum(candidate.need for candidate in useful)
         survey.admission = admit(gauge.read(), policy_of(survey, options), need, resident_bytes(survey))
         survey.plan = make_plan(useful, survey.admission.granted, options.order)
+
+
+def _drop(survey: Survey, index: int) -> bool:
+    """Whether wrong pages cling to the file: dropped as far as the kernel lets go, on a mount that would serve what is left."""
+    file = survey.files[index]
+    facts = survey.facts(file)
+    try:
+        with opened(file.path) as fd:
+            pagecache.evict(fd)
+            residency, _ = measure(fd, facts)
+    except OSError:
+        return False  # reading it will say why
+    wrong = survey.looks[index].stale != FRESH and not facts.traits.revalidates
+    return wrong and bool(residency.resident)
 
 
 def measure(fd: int, facts: MountFacts) -> tuple[Residency, tuple[tuple[int, int], ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ def _verify_open(fd: int, file: LocalFile, facts: MountFacts, *, again: bool, es
         residency, _ = measure(fd, facts)
     if residency.resident is None and estimate:
         residency = pagecache.estimate(fd, because=residency.why, seed=file.identity.inode)
-    if not identity_of(os.fstat(fd)).same_content(file.identity):
+    if not identity_of(os.fstat(fd)).same_content(replace(file.identity, etag=None)):
         changed = FileProblem(file.entry.path, None, "ESTALE", "changed while it was being warmed")
         return Verified(Residency.unknown(file.size, "changed"), back, changed)
     return Verified(residency, back)

@@ -115,8 +115,6 @@ class Warm:
         await surveyor.ask_mounts(survey)
         self._survey = survey
         await surveyor.look(survey, fresh=self._options.fresh)
-        note = partial(self._gate.surveyed, survey, self._options.selection)
-        await runtime.in_thread("looking at the mounts", note)
         surveyor.judge(survey, self._options, self._gauge)
         note_findings(survey, self._options, self._reporter)
         note_defects(survey, self._reporter)
@@ -126,6 +124,9 @@ class Warm:
             await leftout.forget(survey, keep=frozenset(() if strict else survey.plan.chosen))
         if self._refused(survey):
             return
+        await surveyor.drop_stale(survey)
+        note = partial(self._gate.surveyed, survey, self._options.selection)
+        await runtime.in_thread("looking at the mounts", note)
         await self._read(survey)
         self._verified = await verify(survey, again=self._worth_another_read(survey))
         self._judge_files(survey)
@@ -302,7 +303,7 @@ class Warm:
             touch="+".join(sorted(reading.touches)) if reading else "",
             skipped=len(survey.plan.skipped) if survey.plan else 0,
             missing=tuple(missing),
-            replaced=sum(bool(look.stale) for look in survey.looks),
+            replaced=len(survey.replaced()) if survey.looks else 0,
             unknown_origin=sum(
                 (look.residency.resident or 0) for look in survey.looks if not look.origin_known
             ),

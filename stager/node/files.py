@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
+_NAMES = 16  # of one folder: links between folders can make more names than there are files
+
+
 @dataclass
 class Found:
     """What a walk gives: every file by every name, what was passed over and why, and folders that could not be read.
 
-    Hard links and symlinks to one file appear once per name: formats need the names. `once` keeps one of each. `listed` are the
+    Hard links and symlinks to one file appear once per name: formats and globs need the names; `once` keeps one of each. `listed` are the
     roots of which every folder could be listed: only there does a missing name prove something. `was_cold` says, of the files
     that stager reads before it counts pages, whether none was resident until then: their pages are its own work.
+    `manifested` are the (root, folder below it) that have a folder of stager's own beside the model.
     """
 
     files: list[LocalFile] = field(default_factory=list)
@@ -32,21 +37,23 @@ class Found:
     errors: list[StagerError] = field(default_factory=list)
     listed: set[str] = field(default_factory=set)
     was_cold: dict[str, bool] = field(default_factory=dict)
+    manifested: list[tuple[str, str]] = field(default_factory=list)
 
     def before_reading(self, path: str, fd: int) -> None:
         """Note whether anything of `path`, open as `fd`, is resident; the first call counts."""
         if path not in self.was_cold:
             self.was_cold[path] = pagecache.residency(fd, "").resident == 0
 
-    def once(self, rank: Callable[[LocalFile], int]) -> list[LocalFile]:
-        """One entry per (device, inode): the one with the lowest `rank`, in the order found."""
-        best: dict[tuple[int, int], LocalFile] = {}
-        for file in self.files:
-            key = (file.identity.device, file.identity.inode)
-            if key not in best or rank(file) < rank(best[key]):
-                best[key] = file
-        kept = {id(file) for file in best.values()}
-        return [file for file in self.files if id(file) in kept]
+
+def once(files: Sequence[LocalFile], rank: Callable[[LocalFile], int]) -> list[LocalFile]:
+    """One entry per (device, inode): the one with the lowest `rank`, in the order given."""
+    best: dict[tuple[int, int], LocalFile] = {}
+    for file in files:
+        key = (file.identity.device, file.identity.inode)
+        if key not in best or rank(file) < rank(best[key]):
+            best[key] = file
+    kept = {id(file) for file in best.values()}
+    return [file for file in files if id(file) in kept]
 
 
 @contextmanager
@@ -65,14 +72,23 @@ def identity_of(stat: os.stat_result) -> FileIdentity:
     return FileIdentity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+def etag_of(fd: int) -> str | None:
+    """The ETag that an object store's mount shows as an extended attribute, under the names that such mounts use; else None."""
+    for name in ("user.etag", "s3.etag"):
+        with suppress(OSError):
+            return os.getxattr(fd, name).decode("ascii", "replace").strip('"')
+    return None
+
+
 def walk(paths: Sequence[str]) -> Found:
     """Every regular file below `paths` (folders or files), nothing opened but folders.
 
-    Symlinks are followed, a folder once. Names that are always left out (partial downloads, lock files, ``.git``) and
+    Symlinks are followed, a folder under few names (16) and never into itself. Names that are always left out (partial downloads, lock files, ``.git``) and
     special files are listed in `skipped`. Raises `NotFound` or `AccessDenied` when a PATH itself cannot be looked at.
     """
     found = Found()
-    seen: set[tuple[int, int]] = set()
+    if "" in paths:
+        raise UsageError("a PATH is empty", hint="is the variable that should hold it set?")
     for path in dict.fromkeys(os.path.abspath(p) for p in paths):
         try:
             stat = os.stat(path)
@@ -83,12 +99,12 @@ def walk(paths: Sequence[str]) -> Found:
             raise error from exc
         if stat_module.S_ISDIR(stat.st_mode):
             errors = len(found.errors)
-            _Walk(path, found, seen).folder(path, "")
+            _Walk(path, found).folder(path, "", ())
             if len(found.errors) == errors:
                 found.listed.add(path)
         elif stat_module.S_ISREG(stat.st_mode):
             root, name = os.path.split(path)
-            _Walk(root, found, seen).file(path, name, stat)
+            _Walk(root, found).file(path, name, stat)
         else:
             raise UsageError(f"`{shown(path)}` is neither a folder nor a regular file")
     return found
@@ -97,18 +113,19 @@ def walk(paths: Sequence[str]) -> Found:
 class _Walk:
     """One PATH being walked."""
 
-    def __init__(self, root: str, found: Found, seen: set[tuple[int, int]]) -> None:
+    def __init__(self, root: str, found: Found) -> None:
         self._root = root
         self._found = found
-        self._seen = seen
+        self._visits: Counter[tuple[int, int]] = Counter()
         self._mounts: dict[str, int] = {}
 
-    def folder(self, path: str, relative: str) -> None:
+    def folder(self, path: str, relative: str, above: tuple[tuple[int, int], ...]) -> None:
         try:
             stat = os.stat(path)
-            if (stat.st_dev, stat.st_ino) in self._seen:
+            me = (stat.st_dev, stat.st_ino)
+            self._visits[me] += 1
+            if me in above or self._visits[me] > _NAMES:
                 return
-            self._seen.add((stat.st_dev, stat.st_ino))
             with os.scandir(path) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
         except OSError as exc:
@@ -117,6 +134,8 @@ class _Walk:
         folders = []
         for entry in ordered:
             name = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.name == ".stager":
+                self._found.manifested.append((self._root, relative))
             if (reason := left_out(name)) is not None:
                 self._found.skipped.append(Skipped(name, 0, reason))
                 continue
@@ -128,13 +147,15 @@ class _Walk:
                 )
                 continue
             if stat_module.S_ISDIR(stat.st_mode):
-                folders.append((entry.path, name))
+                folders.append((entry.is_symlink(), entry.path, name))
             elif stat_module.S_ISREG(stat.st_mode):
                 self.file(entry.path, name, stat)
             else:
                 self._found.skipped.append(Skipped(name, 0, "not a regular file"))
-        for path_below, name in folders:
-            self.folder(path_below, name)
+        for _, path_below, name in sorted(
+            folders, key=lambda one: one[0]
+        ):  # real folders before links to them
+            self.folder(path_below, name, (*above, me))
 
     def file(self, path: str, name: str, stat: os.stat_result) -> None:
         real = os.path.realpath(path)

@@ -110,6 +110,8 @@ def traits_of(mount: Mount, mounts: dict[int, Mount] | None = None) -> Traits:
         base = traits_of(lower, {}) if lower is not None else _TABLE["ext4"]
         return replace(base, name=f"overlayfs over {base.name}")
     known = _TABLE.get(mount.fstype)
+    if mount.fstype == "fuse" and mount.source.startswith("/") and not mount.source.startswith("/dev/"):
+        known = _TABLE["fuse.bindfs"]  # shows its source folder and no subtype
     if known is not None:
         return known
     if mount.fstype.startswith("fuse."):
