@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from stager.core.errors import AccessDenied, NotFound, UsageError
+from stager.core.errors import AccessDenied, LocalIOError, NotFound, UsageError
 from stager.engine.launch import resolve_command
 from stager.node.processes import original_environment
 from tests.fuselab.fixtures import MountFactory
@@ -457,6 +457,9 @@ class TestResolve:
             (["folder"], NotFound, "no such command on PATH"),
             (["./dangling"], NotFound, "broken symlink"),
             (["./script"], NotFound, "its interpreter `/no/such/python3` does not exist"),
+            (["./to-a-file"], AccessDenied, "its interpreter `/etc/passwd` is not executable"),
+            (["./junk"], LocalIOError, "neither a program nor a script"),
+            (["./elf"], LocalIOError, "neither a program nor a script"),
             (["od\nd"], NotFound, r"`od\\nd`"),
         ],
     )
@@ -470,6 +473,9 @@ class TestResolve:
     ):
         self.place(tmp_path / "file", mode=0o644)
         self.place(tmp_path / "script", b"#! /no/such/python3 -E\nprint()\n")
+        self.place(tmp_path / "to-a-file", b"#!/etc/passwd\n")
+        self.place(tmp_path / "junk", b"\0\1\2" * 40)
+        self.place(tmp_path / "elf", b"\x7fELF\2\1\1 cut off")
         (tmp_path / "folder").mkdir()
         (tmp_path / "dangling").symlink_to("nowhere")
         monkeypatch.chdir(tmp_path)
@@ -483,13 +489,21 @@ class TestResolve:
 
 
 class TestBecome:
+    def place(self, path: Path, content: bytes) -> str:
+        path.write_bytes(content)
+        path.chmod(0o755)
+        return str(path)
+
     def test_what_the_kernel_refuses_is_said(self, tmp_path: Path):
-        odd = tmp_path / "no\tmagic"
-        odd.write_bytes(b"echo hello\n")
-        odd.chmod(0o755)
-        result = run(launched("code", "0", command=[str(odd)]))
+        """A header that says it is a program, and nothing behind it."""
+        head = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0" + bytes(60)
+        result = run(launched("code", "0", command=[self.place(tmp_path / "no\tmagic", head)]))
         assert result.returncode == 9
         assert rb"no\tmagic`: exec format error (ENOEXEC)" in result.stderr
+
+    def test_a_script_that_does_not_say_its_shell(self, tmp_path: Path):
+        script = self.place(tmp_path / "script", b'echo "hello $1"\n')
+        assert run(launched("code", "0", command=[script, "you"])).stdout == b"hello you\n"
 
     def test_the_environment_is_the_one_we_were_started_with(self):
         block = b"\0".join(b"=".join(item) for item in original_environment().items())

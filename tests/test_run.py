@@ -220,6 +220,16 @@ class TestNoStart:
         assert (result.returncode, text in result.stderr, result.stdout) == (code, True, b"")
         assert not marker.exists()  # not even begun
 
+    def test_a_command_that_the_kernel_refuses(self, cold: Path, marker: Path, tmp_path: Path):
+        """Found out too late: the pages are warm, but nobody may take them for the engine's."""
+        program = tmp_path / "program"
+        program.write_bytes(b"\x7fELF\2\1\1" + bytes(9) + b"\2\0" + bytes(60))
+        program.chmod(0o755)
+        result = run(line(cold, marker, command=[str(program)]))
+        assert (result.returncode, b"ENOEXEC" in result.stderr) == (9, True)
+        assert state(marker) == "failed"
+        assert "ENOEXEC" in json.loads(marker.read_text())["reason"]
+
     def test_nothing_there(self, marker: Path, tmp_path: Path):
         (tmp_path / "empty").mkdir()
         for where in (tmp_path / "none", tmp_path / "empty"):
@@ -359,6 +369,22 @@ class TestStop:
             assert time.monotonic() - begin < 2.2
         assert gone(worker)
         assert "SIGTERM" in json.loads(marker.read_text())["reason"]
+
+    def test_before_the_worker_knows_of_a_marker(self, cold: Path, marker: Path):
+        """Stopped in its first moments the worker leaves by itself, with the exit code of a signal, and the marker as it was."""
+        assert run(line(cold, marker)).returncode == 0
+        assert state(marker) == "ready"
+        seen = set()
+        for step in range(8):
+            with started(line(cold, marker, *SLOW, "--fresh")) as process:
+                end = time.monotonic() + 10
+                while not descendants(process.pid) and time.monotonic() < end:
+                    time.sleep(0.001)
+                time.sleep(0.02 * step)
+                process.terminate()
+                assert process.wait(timeout=10) == 143
+            seen.add(state(marker))
+        assert seen == {"failed"}
 
     def test_nothing_warms_on_when_we_are_killed(self, cold: Path, marker: Path):
         with started(line(cold, marker, *SLOW)) as process:
