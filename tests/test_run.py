@@ -374,8 +374,9 @@ class TestStop:
         """Stopped in its first moments the worker leaves by itself, with the exit code of a signal, and the marker as it was."""
         assert run(line(cold, marker)).returncode == 0
         assert state(marker) == "ready"
-        seen = set()
+        before, seen = marker.read_bytes(), set()
         for step in range(8):
+            marker.write_bytes(before)
             with started(line(cold, marker, *SLOW, "--fresh")) as process:
                 end = time.monotonic() + 10
                 while not descendants(process.pid) and time.monotonic() < end:
