@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, ROOT, STRANGER, Box, files_below, resident
+from tests.harness import MIB, ROOT, STRANGER, Box, cold, files_below, resident
 
 GOLDEN = ROOT / "tests" / "golden" / "cli"
 
@@ -107,3 +108,23 @@ def test_check_forecasts_the_exit_code_of_the_run(
         ending = re.search(r"a run would end (\w+).*, exit (\d+)", check.out)
         assert ending is not None
         assert (ending[1], int(ending[2])) == (box.state, warm.code)
+
+
+def test_check_leaves_no_pages_of_a_cold_model(box: Box) -> None:
+    path = box.file("m/weights.data", 8 * MIB)
+    cold(path)
+    assert box.run("check", str(Path(path).parent)).code == 0
+    assert resident(path) == 0
+
+
+def test_check_sees_what_min_resident_asks(box: Box) -> None:
+    path = box.file("m/weights.data", 8 * MIB)
+    cold(path)
+    assert box.run("check", path, "--budget", "1MiB", "--min-resident", "90%").code == 3
+
+
+def test_check_under_fresh_counts_what_would_be_read(box: Box) -> None:
+    path = box.file("m/weights.data", 8 * MIB)
+    box.warm(path)
+    assert "read 8.0 MiB in 1 file" in box.run("check", path, "--fresh").out
+    assert resident(path) == 8 * MIB

@@ -349,3 +349,23 @@ def test_memory_stays_small_with_many_lanes_and_a_huge_plan(box: Box) -> None:
     done = box.warm(box.path("m"), "-P", "16", "--budget", "64MiB", "--include", "*")
     assert (done.code, done.summary["state"]) == (0, "partial")
     subprocess.run(["sh", "-c", f"rm -r {box.path('m')}"], check=True)
+
+
+def test_an_empty_path_is_not_the_working_directory(box: Box) -> None:
+    done = box.run("warm", "")
+    assert done.code == 2
+    assert "a PATH is empty" in done.err
+
+
+def test_a_glob_may_choose_any_name_of_a_file(box: Box) -> None:
+    first = Path(box.file("hub/snapshots/a/weights.data", 2 * MIB))
+    second = first.parent.parent / "b"
+    second.mkdir()
+    (second / "weights.data").symlink_to(first)
+    done = box.warm(str(first.parent.parent.parent), "--include", "snapshots/b/*")
+    assert (done.code, done.summary["files"]) == (0, 1)
+    assert done.summary["residency"]["total"] == 2 * MIB
+    latest = first.parent.parent / "latest"
+    latest.symlink_to(second)
+    again = box.warm(str(first.parent.parent), "--include", "b/*")
+    assert again.summary["files"] == 1

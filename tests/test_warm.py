@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -317,3 +320,31 @@ def test_environment_variables_are_options(box: Box) -> None:
     done = box.run("warm", box.path("m"), env=env)
     assert done.code == 4
     assert json.loads(done.out.splitlines()[-1])["exit_code"] == 4
+
+
+def test_fresh_drops_nothing_before_the_run_is_admitted(box: Box) -> None:
+    path = box.file("weights.data", 8 * MIB)
+    box.warm(path)
+    assert box.warm(path, "--fresh", "--strict", "--budget", "1MiB").code == 4
+    assert resident(path) == 8 * MIB
+
+
+@pytest.mark.root
+def test_an_etag_that_changed_is_another_file(box: Box) -> None:
+    """bindfs passes extended attributes through, as mounts of object stores show the ETag."""
+    bindfs = shutil.which("bindfs")
+    if bindfs is None:
+        pytest.skip("bindfs is not installed")
+    path = box.file("source/weights.data", 4 * MIB)
+    os.setxattr(path, "user.etag", b'"one"')
+    mount = Path(box.folder, "mount")
+    mount.mkdir()
+    subprocess.run([bindfs, "-o", "kernel_cache", str(Path(path).parent), str(mount)], check=True)
+    try:
+        assert box.warm(str(mount), "--fresh").code == 0
+        assert box.warm(str(mount)).summary["read"] == 0
+        os.setxattr(path, "user.etag", b'"two"')
+        done = box.warm(str(mount))
+        assert (done.summary["read"], done.summary["replaced"]) == (4 * MIB, 1)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
