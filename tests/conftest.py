@@ -5,8 +5,40 @@ from __future__ import annotations
 import os
 
 import pytest
+from _pytest.runner import runtestprotocol
+
+from stager.node.reclaim import proactive
 
 pytest_plugins = ["tests.fuselab.fixtures", "tests.harness"]
+
+
+_again: list[str] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """On a node that pages out memory by itself, give a test that failed a second chance, and say so at the end.
+
+    There a page can go between the moment it is read and the moment it is looked at, whoever reads it.
+    """
+    if proactive() is None:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    if any(report.failed for report in reports):
+        _again.append(item.nodeid)
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _again:
+        terminalreporter.section("run twice, for this node pages out memory by itself")
+        for name in _again:
+            terminalreporter.line(name)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from stager.jobs import leftout
 from stager.jobs.stall import watched
 from stager.jobs.survey import MountFacts, Survey, Surveyor
 from stager.jobs.warm import result_of
-from stager.node import filesystems
+from stager.node import filesystems, reclaim
 from stager.node import marker as marker_file
 from stager.node.files import opened
 from stager.node.filesystems import Pattern
@@ -122,6 +122,8 @@ def _sections(survey: Survey, options: WarmOptions, result: Result, seconds: flo
             *describe(survey.admission),
             *([f"hint: {survey.admission.advice}"] if survey.admission.advice else []),
         ]
+        if (shown_by := reclaim.proactive()) is not None:
+            lines.append(f"this node pages out memory that nobody touches ({shown_by}), see --hold")
         sections.append(("memory", tuple(lines)))
     sections.append(("plan", tuple(_plan_lines(survey, options, seconds))))
     outcome = verdict(result, options.mode)

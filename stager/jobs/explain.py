@@ -16,6 +16,7 @@ from stager.core.errors import (
 from stager.core.events import Failure, Note
 from stager.core.outcome import Result, Verdict
 from stager.core.units import count, format_size, shown
+from stager.node import reclaim
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
@@ -71,6 +72,7 @@ def note_findings(survey: Survey, options: WarmOptions, reporter: Reporter) -> N
     _note_mounts(survey, options, reporter)
     _note_origin(survey, reporter)
     _note_memory(survey, options, reporter)
+    _note_reclaim(reporter)
 
 
 def _note_mounts(survey: Survey, options: WarmOptions, reporter: Reporter) -> None:
@@ -104,6 +106,19 @@ def _note_origin(survey: Survey, reporter: Reporter) -> None:
                 f"{format_size(unknown)} were resident before this run on a mount that never checks its pages: if the "
                 "model was replaced under the same names they may be the old model's",
                 "`--fresh` drops them and reads the files again",
+            )
+        )
+
+
+def _note_reclaim(reporter: Reporter) -> None:
+    shown_by = reclaim.proactive()
+    if shown_by is not None:
+        message = (
+            f"this node pages out memory that nobody touches ({shown_by}): warmed pages go by themselves"
+        )
+        reporter.emit(
+            Note(
+                "info", "proactive_reclaim", message, "`--hold` brings them back until the engine has loaded"
             )
         )
 

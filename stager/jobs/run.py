@@ -125,9 +125,8 @@ class _Launch:
         self._name_stuck(outcome)
         if outcome.stopped_by is not None:
             error = Stopped(outcome.stopped_by)
-            self._withdraw(
-                error.message
-            )  # the worker may have had no chance to, or have opened the gate already
+            # The worker may have had no chance to, or have opened the gate already.
+            self._withdraw(error.message)
             return error.exit_code
         code = self._give_up(outcome) if outcome.exit_code is None else outcome.exit_code
         if code == 0:
