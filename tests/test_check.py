@@ -25,7 +25,9 @@ def normalised(text: str, box: Box) -> str:
     text = re.sub(r"\d+(\.\d+)?/SIZE", "SIZE/SIZE", text)
     text = re.sub(r"\d+(\.\d+)?s\b|\d+m\d\ds\b", "TIME", text)
     text = re.sub(r" = \d+ ", " = NUMBER ", text)
-    return re.sub(r"(?m)^(memory|  +)( *)(system|cgroup|no cgroup|all SIZE|SIZE of other).*\n", "", text)
+    return re.sub(
+        r"(?m)^(memory|  +)( *)(system|cgroup|no cgroup|all SIZE|SIZE of other|this node).*\n", "", text
+    )
 
 
 def golden(name: str, text: str) -> None:
