@@ -18,6 +18,7 @@ from stager.core.units import (
     format_size,
     parse_duration,
     parse_percent,
+    parse_rate,
     parse_size,
     parse_size_or_percent,
     shown,
@@ -40,7 +41,6 @@ SIZES = st.integers(min_value=0, max_value=1 << 60)
         ("64GB", 64 * 10**9),
         ("1.5K", 1536),
         ("0.1k", 102),
-        ("2GiB/s", 2 * GIB),
         ("512 b", 512),
         ("1P", 1 << 50),
         ("3TB", 3 * 10**12),
@@ -48,6 +48,14 @@ SIZES = st.integers(min_value=0, max_value=1 << 60)
 )
 def test_sizes_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["2GiB/s", "2GiB", "2 GiB/S", "2GiB /s "])
+def test_only_rates_are_per_second(text: str) -> None:
+    assert parse_rate(text) == 2 * GIB
+    for wrong in ("2GiB/s/s", "2GiB/m", "/s", "2GiB/"):
+        with pytest.raises(UsageError):
+            parse_rate(wrong)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,7 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
             "٣",
             "90%",
         ),
-        *("9" * 400, "1" + "0" * 5000, "1." + "0" * 400, "64G\nx", "1 2", "1GiB/m"),
+        *("9" * 400, "1" + "0" * 5000, "1." + "0" * 400, "64G\nx", "1 2", "1GiB/m", "2GiB/s"),
     ],
 )
 def test_what_is_not_a_size_is_a_usage_error(text: str) -> None:

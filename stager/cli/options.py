@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,11 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from stager.cli.conduct import Output
-from stager.core.errors import UsageError
+from stager.core.errors import NotFound, UsageError
 from stager.core.marker import DEFAULT_PATH
 from stager.core.outcome import Mode
 from stager.core.plan import Order
-from stager.core.units import parse_duration, parse_percent, parse_size, parse_size_or_percent
+from stager.core.units import (
+    parse_duration,
+    parse_percent,
+    parse_rate,
+    parse_size,
+    parse_size_or_percent,
+    shown,
+)
 from stager.jobs.hold import check_url
 from stager.jobs.options import Hold, Memory, Selection, WarmOptions
 
@@ -44,7 +52,7 @@ class Parsed(_ParamType):
 
 
 SIZE = Parsed("SIZE", parse_size)
-RATE = Parsed("SIZE", lambda text: _positive(parse_size(text), text))
+RATE = Parsed("SIZE", lambda text: _positive(parse_rate(text), text))
 SIZE_OR_PERCENT = Parsed("SIZE|PERCENT", parse_size_or_percent)
 PERCENT = Parsed("PERCENT", parse_percent)
 DURATION = Parsed("DURATION", parse_duration)
@@ -54,6 +62,22 @@ def _positive(value: int, text: str) -> int:
     if value <= 0:
         raise UsageError(f"`{text}` must be more than 0")
     return value
+
+
+def _placed(text: str) -> str:
+    """`text`, a name that can be looked up. Raises `NotFound` for a relative one in a working directory that is gone."""
+    if not os.path.isabs(text):
+        try:
+            os.getcwd()
+        except FileNotFoundError as exc:
+            raise NotFound(
+                f"`{shown(text)}`: the working directory no longer exists", hint="give an absolute path"
+            ) from exc
+    return text
+
+
+# Not click.Path: it stats the name in the main thread, and on a mount that hangs no signal would end that.
+PATH = Parsed("PATH", _placed)
 
 
 def _hold(text: str) -> Hold:
@@ -83,8 +107,7 @@ def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-# Not click.Path: it stats the name in the main thread, and on a mount that hangs no signal would end that.
-PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+PATHS = click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=PATH)
 
 _selecting = _stack(
     option("--include", multiple=True, metavar="GLOB", help="Only files that match; repeatable."),
@@ -120,7 +143,7 @@ _judging = _stack(
     option("--min-resident", type=PERCENT, help="Fail (3) when less of the model is resident."),
 )
 _gating = option(
-    "--marker", default=DEFAULT_PATH, show_default=True, metavar="FILE", help="The ready marker."
+    "--marker", default=DEFAULT_PATH, show_default=True, metavar="FILE", type=PATH, help="The ready marker."
 )
 _living = _stack(
     option("--hold", type=HOLD, help="Keep the pages populated for so long, or until a URL answers 2xx."),

@@ -14,7 +14,7 @@ for _power, _letter in enumerate("kmgtp", start=1):
     _UNITS[_letter] = _UNITS[f"{_letter}i"] = _UNITS[f"{_letter}ib"] = 1024**_power
     _UNITS[f"{_letter}b"] = 1000**_power
 _NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"  # bounded, so that no number overflows
-_SIZE = re.compile(rf"\s*{_NUMBER}\s*([a-z]*)\s*(?:/s)?\s*", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(rf"\s*{_NUMBER}\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _PERCENT = re.compile(rf"\s*{_NUMBER}\s*%?\s*", re.ASCII)
 _DURATION = re.compile(rf"{_NUMBER}(ms|s|m|h|d|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -32,6 +32,11 @@ def parse_size(text: str) -> int:
     whole, _, decimals = match[1].partition(".")
     scale: int = 10 ** len(decimals)
     return int(whole + decimals) * factor // scale  # exact; a float is not above 8 PiB
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second in `text`: a size, with or without ``/s``. Raises `UsageError` for anything else."""
+    return parse_size(re.sub(r"\s*/s\s*$", "", text, flags=re.IGNORECASE))
 
 
 def parse_percent(text: str) -> float:
