@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +22,7 @@ from stager.engine import runtime
 from stager.engine.report import make_reporter
 from stager.jobs.stall import StallWatch
 from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, Box, Running, until
+from tests.harness import MIB, Box, Running, environment, until
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
 
@@ -140,6 +143,49 @@ def test_usr1_prints_a_progress_line(box: Box) -> None:
     line = running.await_text(r"warm \d+% .*\n", 3)
     assert "/16.0 MiB" in line
     ended(box, running, signal.SIGTERM)
+
+
+def test_usr1_during_start_up_does_not_kill() -> None:
+    """Its default action would. And the engine that `run` becomes must not find it ignored."""
+    code = """
+import os, signal, stager.cli.app
+def run(argv):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.execvp("grep", ["grep", "SigIgn", "/proc/self/status"])
+stager.cli.app.run = run
+stager.cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    assert not int(done.stdout.split()[1], 16) & 1 << (signal.SIGUSR1 - 1)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("quiet", [(), ("-q",), ("--json",)], ids=["", "quiet", "json"])
+def test_usr1_in_the_survey_says_what_is_being_done(
+    box: Box, fuse_mount: MountFactory, quiet: tuple[str, ...]
+) -> None:
+    mount = fuse_mount(
+        synthetic={"hangs.safetensors": 4 * MIB}, keep_cache="always", hang_file="hangs.safetensors"
+    )
+    running = box.start("warm", mount.path, *quiet)
+    until(lambda: mount.counters()["hung"], "a hung read")
+    running.signal(signal.SIGUSR1)
+    assert "hangs.safetensors" in running.await_text(r"now: .*\n", 3)
+    ended(box, running, signal.SIGTERM, within=3)
+
+
+def test_usr1_while_holding_says_so(box: Box) -> None:
+    path = box.file("weights.data", MIB)
+    for words, said in ((("--hold", "1h"), "holding for 1h00m"), (("--idle",), "idle until SIGTERM")):
+        running = box.start("warm", path, *words, "-q")
+        until(box.ready, "the gate")
+        time.sleep(0.3)
+        running.signal(signal.SIGUSR1)
+        running.await_text(f"now: {said}", 3)
+        ended(box, running, signal.SIGTERM)
 
 
 # Hangs
@@ -390,6 +436,24 @@ def test_a_full_pipe_that_nobody_reads(box: Box, stream: str) -> None:
         assert done.code == 0
         assert done.seconds < 5
         assert box.state == "ready"
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_ready_answers_by_its_exit_code_when_nobody_reads(box: Box) -> None:
+    box.warm(box.file("weights.data", MIB))
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(write_end, b"x" * 4096):
+            pass
+    os.set_blocking(write_end, True)
+    try:
+        done = box.run("ready", seconds=10, stdout=write_end)
+        assert (done.code, done.seconds < 3) == (0, True)
+        done = box.run("ready", "/nowhere", seconds=10, stdout=write_end)
+        assert (done.code, done.seconds < 3) == (3, True)
     finally:
         os.close(read_end)
         os.close(write_end)

@@ -11,8 +11,15 @@ def _leave_at_once(signum: int, _frame: object) -> None:
     os._exit(128 + signum)
 
 
+def _pass_over(_signum: int, _frame: object) -> None:
+    """SIGUSR1 asks where a job stands; before it stands anywhere, the default action would be to die."""
+
+
 def main() -> None:
     """The ``stager`` command."""
+    # A handler, not SIG_IGN: the engine that `run` becomes must find the default.
+    if signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
+        signal.signal(signal.SIGUSR1, _pass_over)
     # PID 1 has no default action for signals, and a job's own handlers come later than the imports.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under a shell's `&`: that choice is not ours

@@ -75,9 +75,13 @@ def conduct(output: Output, make: Callable[[Reporter], Job], *, patience: float 
         except StagerError as error:  # the place of the marker is gone; the run ends all the same
             reporter.emit(Failure.of(error))
 
+    def poke() -> None:
+        doing = ", ".join(shown(label) for label in runtime.hanging()[:4]) or "between two steps"
+        reporter.print_now(Note("info", "where", f"now: {doing}"))
+
     try:
         job = make(reporter)
-        code = runtime.run(job.run, on_stop=stop, on_poke=reporter.print_now)
+        code = runtime.run(job.run, on_stop=stop, on_poke=poke)
     except StagerError as error:
         reporter.emit(Failure.of(error))
         code = error.exit_code

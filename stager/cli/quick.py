@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
+import sys
 from contextlib import suppress
 
+from stager.cli.words import switched_on
 from stager.core.errors import UsageError
 from stager.core.marker import DEFAULT_PATH, answer_text
 from stager.core.outcome import MarkerState
 from stager.core.units import parse_percent
 
+_PATIENCE_MS = 1000
+_ATOMIC = 4000  # bytes; a pipe with room for anything takes 4096 at once
 _VALUED = ("--marker", "--accept", "--min-resident")
 
 
@@ -31,10 +36,18 @@ def ready(argv: list[str]) -> int | None:
         values.get("--marker") or DEFAULT_PATH, paths=tuple(paths), accept=accept, min_resident=min_resident
     )
     answer = question.ask()
-    line = answer_text(answer.state, answer.why)
-    with suppress(OSError, ValueError, AttributeError):  # stdout closed: the exit code is the answer
-        print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
+    _say(answer_text(answer.state, answer.why))
     return 0 if answer.ready else 3
+
+
+def _say(line: str) -> None:
+    """Print `line` if somebody takes it: stdout may be closed, or a pipe that nobody reads. The exit code is the answer."""
+    with suppress(OSError, ValueError, AttributeError):
+        fd = sys.stdout.fileno()
+        room = select.poll()
+        room.register(fd, select.POLLOUT)
+        if room.poll(_PATIENCE_MS):
+            os.write(fd, line.encode("utf-8", "backslashreplace")[:_ATOMIC] + b"\n")
 
 
 def accepted(text: str) -> frozenset[str]:
@@ -51,7 +64,7 @@ def accepted(text: str) -> frozenset[str]:
 
 def _parse(argv: list[str]) -> tuple[dict[str, str], list[str]] | None:
     values = {name: os.environ.get(f"STAGER_{name[2:].replace('-', '_').upper()}", "") for name in _VALUED}
-    if os.environ.get("STAGER_JSON"):
+    if switched_on("STAGER_JSON") is not False:
         return None
     paths: list[str] = []
     words = iter(argv)

@@ -41,8 +41,8 @@ class Reporter(Protocol):
     def progress(self, event: Progress) -> None:
         """Take note of where a job stands (call it every 0.25 to 0.5 s); it is shown when its time has come."""
 
-    def print_now(self) -> None:
-        """Show the latest progress as a line at once, whatever the mode (SIGUSR1); nothing if there was none."""
+    def print_now(self, otherwise: Event | None = None) -> None:
+        """Show the latest progress as a line at once, whatever the mode (SIGUSR1); `otherwise` if nothing is in progress."""
 
     def close(self) -> None:
         """Flush, waiting at most `patience` seconds; nothing is written afterwards. May be called twice."""
@@ -151,10 +151,13 @@ class _Base(ABC):
             if self._cadence is not None and event.total > 0 and self._cadence.due(event):
                 self._show(event, last=event.done >= event.total)
 
-    def print_now(self) -> None:
+    def print_now(self, otherwise: Event | None = None) -> None:
         with self._lock:
-            if self._latest is not None and not self._closed:
-                self._show_event(self._latest)
+            event: Event | None = self._latest
+            if otherwise is not None and (self._latest is None or self._latest.done >= self._latest.total):
+                event = otherwise
+            if event is not None and not self._closed:
+                self._show_event(event)
 
     def close(self) -> None:
         with self._lock:

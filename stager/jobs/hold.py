@@ -171,16 +171,16 @@ async def hold(survey: Survey, options: Hold, gauge: Gauge, reporter: Reporter) 
             f"until {options.url} answers" if options.url else f"for {format_duration(options.seconds or 0)}"
         )
         reporter.emit(Note("info", "hold", f"holding {format_size(holder.bytes)} {until}"))
-        why = await _wait(holder, options)
+        why = await _wait(holder, options, f"holding {until}")
         # Not when cancelled: the process ends then, and closing a file waits for the daemon behind it.
         await runtime.in_thread("letting go", holder.release)
         reporter.emit(HoldSummary(time.monotonic() - started, holder.bytes, holder.brought_back, why))
     if options.idle:
         reporter.emit(Note("info", "idle", "idle until SIGTERM"))
-        await runtime.sleep(math.inf)
+        await runtime.sleep(math.inf, "idle until SIGTERM")
 
 
-async def _wait(holder: _Holder, options: Hold) -> str:
+async def _wait(holder: _Holder, options: Hold, label: str) -> str:
     started = time.monotonic()
     end = started + options.seconds if options.seconds is not None else math.inf
     next_look = started + _LOOK_EVERY_S
@@ -192,7 +192,7 @@ async def _wait(holder: _Holder, options: Hold) -> str:
         if now >= next_look:
             await runtime.in_thread("holding", holder.refresh)
             next_look = time.monotonic() + _LOOK_EVERY_S
-        await runtime.sleep(min(_ASK_EVERY_S, max(0.0, end - time.monotonic())))
+        await runtime.sleep(min(_ASK_EVERY_S, max(0.0, end - time.monotonic())), label)
     await runtime.in_thread("holding", holder.refresh)
     return "the time is over"
 
