@@ -69,6 +69,7 @@ USAGE = [
     ("warm", ".", "-P", "many"),
     ("warm", ".", "--budget", "lots"),
     ("warm", ".", "--budget", "101%"),
+    ("warm", ".", "--budget", "10MiB/s"),
     ("warm", ".", "--limit", "-1"),
     ("warm", ".", "--max-rate", "0"),
     ("warm", ".", "--timeout", "soon"),
@@ -113,10 +114,69 @@ def test_errors_in_json(box: Box, words: tuple[str, ...]) -> None:
     assert (error["v"], error["type"], error["exit_code"]) == (1, "error", done.code)
 
 
+def test_an_error_is_json_only_when_stager_was_asked_for_it(box: Box) -> None:
+    """Words after `--` are the engine's."""
+    run = ("run", "--warm", box.folder)
+    for words, env, wanted in (
+        ((*run, "--", "no-such-command", "--json", "-vv"), {}, False),
+        ((*run, "--json", "--", "no-such-command"), {}, True),
+        (("ready", "--nonsense"), {"STAGER_JSON": "0"}, False),
+        (("ready", "--nonsense"), {"STAGER_JSON": "true"}, True),
+    ):
+        done = box.run(*words, env=env)
+        assert done.code in (2, 7)
+        assert bool(done.out) == wanted, str(done)
+        assert bool(done.err) != wanted
+    assert box.run("ready", env={"STAGER_JSON": "0"}).out.startswith("not ready")
+    assert box.run("ready", env={"STAGER_JSON": "yes"}).event("readiness")
+
+
+def test_the_environment_is_named_when_it_is_wrong(box: Box) -> None:
+    done = box.run("warm", box.folder, env={"STAGER_MAX_RATE": "fast"})
+    assert (done.code, "STAGER_MAX_RATE" in done.err) == (2, True), str(done)
+    assert "STAGER" not in box.run("warm", box.folder, "--max-rate", "fast").err
+
+
+def test_several_values_in_the_environment(box: Box) -> None:
+    """Words separated by spaces, also for --warm; a colon is part of a name."""
+    one, two = box.file("a:b.data", 4096), box.file("c.data", 4096)
+    done = box.run("run", "--json", "--", "true", env={"STAGER_WARM": f"{one} {two}"})
+    assert (done.code, box.read_marker()["asked"]) == (0, [one, two]), str(done)
+
+
+@pytest.mark.parametrize("words", [("warm", "--include"), ("run", "--warm"), ("wait", "--timeout")])
+def test_the_hint_names_the_command(box: Box, words: tuple[str, ...]) -> None:
+    assert f"`stager {words[0]} --help`" in box.run(*words).err
+
+
+@pytest.mark.parametrize("words", [(".",), ("m", "--dry-run"), ("/", "--marker", "ready.json")])
+def test_a_working_directory_that_is_gone(box: Box, words: tuple[str, ...]) -> None:
+    os.mkdir(gone := box.path("gone"))
+    script = f'cd {gone} && rmdir {gone} && exec "$@"'
+    done = box.run("warm", *words, before=["sh", "-c", script, "sh"])
+    assert (done.code, "no longer exists" in done.err) == (7, True), str(done)
+
+
+@pytest.mark.parametrize("where", [">/dev/full", "| true", "| head -c 10"])
+@pytest.mark.parametrize("words", ["--help", "warm -h", "--version"])
+def test_help_that_nobody_takes_is_no_bug(words: str, where: str) -> None:
+    script = f"set -o pipefail; '{sys.executable}' -m stager {words} {where}"
+    for _ in range(3):
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done
+
+
 def test_a_bug_is_one_line_and_a_traceback_on_request(box: Box) -> None:
     path = box.file("weights.data", 4096)
     break_it = "import stager.jobs.warm as w; w.Surveyor = None; from stager.cli import main; main()"
-    for words, lines in (((), 2), (("-vv",), None)):
+    for words, lines in (((), 2), (("-vv",), None), (("-v", "-v"), None)):
         done = subprocess.run(
             [sys.executable, "-c", break_it, "warm", path, *words],
             env=environment(STAGER_MARKER=box.marker), cwd=ROOT, capture_output=True, text=True, check=False,

@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from stager import __version__
+from stager.cli.words import Words
 from stager.core.errors import StagerError, UsageError
 from stager.core.events import Failure
 
@@ -64,41 +65,62 @@ def _stager() -> None:
 
 def run(argv: list[str]) -> NoReturn:
     """Run the command in `argv` and leave with its exit code."""
+    words = Words(argv)
     try:
         code = _stager.main(args=argv, prog_name="stager", standalone_mode=False)
     except click.exceptions.Exit as exc:
         code = exc.exit_code
-    except click.Abort:
-        code = 130
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         code = 130
     except click.ClickException as exc:
-        code = say(_from_click(exc), argv)
+        code = say(_from_click(exc, words), words)
     except StagerError as exc:
-        code = say(exc, argv)
-    except Exception as exc:  # a bug: one line for people, the traceback on request
-        if "-vv" in argv:
-            traceback.print_exc()
-        hint = None if "-vv" in argv else "this is a bug of stager; `-vv` shows where"
-        code = say(StagerError(f"{type(exc).__name__}: {exc}", hint=hint), argv)
+        code = say(exc, words)
+    except (OSError, SystemExit) as exc:  # click makes SystemExit of EPIPE
+        if not words.only_tell:
+            code = _bug(exc, words)
+        else:  # nobody takes the help: a full disk, a reader that went away
+            code = 0
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still holds back
+    except Exception as exc:
+        code = _bug(exc, words)
     leave(code if isinstance(code, int) else 0)
 
 
-def say(error: StagerError, argv: list[str]) -> int:
+def _bug(exc: BaseException, words: Words) -> int:
+    """One line for people, the traceback on request."""
+    if words.traceback:
+        traceback.print_exc()
+    hint = None if words.traceback else "this is a bug of stager; `-vv` shows where"
+    return say(StagerError(f"{type(exc).__name__}: {exc}", hint=hint), words)
+
+
+def say(error: StagerError, words: Words) -> int:
     """Print `error` as text on stderr, or as JSON on stdout when that was asked for; its exit code."""
     from stager.engine.report import make_reporter
 
-    reporter = make_reporter(json="--json" in argv or bool(os.environ.get("STAGER_JSON")), progress="none")
+    reporter = make_reporter(json=words.json, progress="none")
     reporter.emit(Failure.of(error))
     reporter.close()
     return error.exit_code
 
 
-def _from_click(exc: click.ClickException) -> UsageError:
+def _from_click(exc: click.ClickException, words: Words) -> UsageError:
     message = exc.format_message()
     message = message[:1].lower() + message[1:].rstrip(".")
-    command = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx is not None else "stager"
-    return UsageError(message, hint=f"see `{command} --help`")
+    command = f"stager {words.first}" if words.first in _COMMANDS else "stager"
+    return UsageError(message + _origin(exc), hint=f"see `{command} --help`")
+
+
+def _origin(exc: click.ClickException) -> str:
+    """Says so when the value came from the environment: nobody finds it on the command line."""
+    if not isinstance(exc, click.BadParameter) or exc.ctx is None or exc.param is None:
+        return ""
+    name = exc.param.envvar
+    source = exc.ctx.get_parameter_source(exc.param.name or "")
+    if source is not click.core.ParameterSource.ENVIRONMENT or not isinstance(name, str):
+        return ""
+    return f" (from the environment: {name})"
 
 
 def leave(code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import click
 
 from stager.cli.conduct import Output, conduct
-from stager.cli.options import option, with_output, with_warm_options
+from stager.cli.options import PATH, option, with_output, with_warm_options
 from stager.core.errors import UsageError
 from stager.engine.report import Reporter, make_reporter
 from stager.jobs.options import WarmOptions
@@ -22,7 +22,7 @@ _PATIENCE_S = 0.2  # for a stderr that nobody reads; the engine is waiting
     "paths",
     multiple=True,
     metavar="PATH",
-    type=click.Path(),
+    type=PATH,
     help="Folder or file to warm; repeatable.",
 )
 @with_warm_options
@@ -63,21 +63,35 @@ def command(
         raise UsageError(
             "--idle is for `stager warm`", hint="CMD itself keeps the container alive; leave --idle out"
         )
-    from stager.jobs.run import RunOptions, note_bypass, run
-    from stager.jobs.warm import Warm
+    from stager.jobs.run import RunOptions, run
 
-    def work(options: WarmOptions, release: Callable[[int], None]) -> int:
+    wanted = RunOptions(warm=options, command=command_line, start_anyway=on_failure == "start")
+    child = _Child(command_line, output)
+    return run(wanted, child.warm, child.make_reporter)
+
+
+class _Child:
+    """What the warming process does and how both processes speak: on stderr alone."""
+
+    def __init__(self, command_line: tuple[str, ...], output: Output) -> None:
+        self._command_line = command_line
+        self._output = output
+
+    def warm(self, options: WarmOptions, release: Callable[[int], None]) -> int:
+        """Warm; the exit code. `release` lets CMD start beside a process that holds."""
+        from stager.jobs.run import note_bypass
+        from stager.jobs.warm import Warm
+
         def make(reporter: Reporter) -> Warm:
-            note_bypass(command_line, reporter)
+            note_bypass(self._command_line, reporter)
             holds = options.hold.seconds is not None or options.hold.url is not None
             return Warm(options, reporter, concluded=release if holds else None)
 
-        return conduct(output, make)
+        return conduct(self._output, make)
 
-    def reporter() -> Reporter:
+    def make_reporter(self) -> Reporter:
+        """A reporter for what is said of the warming process from outside."""
+        output = self._output
         return make_reporter(
             json=output.json, progress="none", quiet=output.quiet, stdout=sys.stderr, patience=_PATIENCE_S
         )
-
-    wanted = RunOptions(warm=options, command=command_line, start_anyway=on_failure == "start")
-    return run(wanted, work, reporter)
