@@ -19,10 +19,10 @@ class Contest:
     """Runs the contenders. Counts what it had to throw away in `disturbed`.
 
     A run's memory matters as much as its files. In a virtual machine that gives free memory back to its host, pages that were
-    free for two seconds must be fetched again, and pages that the last run has just freed need not: right after another
-    `cat`, `cat` took 0.2 to 0.4 CPU seconds for 4 GiB, six seconds later 4 to 6, on the same cold files. So every run starts
-    from memory in the same state: `IDLE`, free for `settle` seconds as on a node that waits for work, or `RECYCLED`, last
-    used for the same bytes by the recipe that touches every one, and free since a moment.
+    free for some seconds must be fetched again by whoever touches them, and pages that the last run has just freed need
+    not: right after another `cat`, `cat` took 0.2 to 0.4 CPU seconds for 4 GiB; after a run that copies nothing, or a few
+    seconds later, 2 to 7. So before every run, whoever's it is, the recipe reads the same bytes, which touches every page,
+    and they are dropped again; the run follows after `settle` seconds (`IDLE`) or at once (`RECYCLED`).
     """
 
     folder: str
@@ -58,7 +58,7 @@ class Contest:
     def once(self, name, paths, memory=IDLE):
         """One cold run of the contender `name` over `paths` (a folder's files), repeated while somebody disturbs it."""
         for _ in range(MOST_DISTURBED):
-            self._prepare(name, paths, memory)
+            self._prepare(paths, memory)
             before = machine.cache_drops()
             done = self._run(name, paths)
             if machine.cache_drops() == before and self._worked(name, paths, done):
@@ -68,13 +68,13 @@ class Contest:
             self.disturbed += 1
         raise Stop(f"{name}: pages keep getting lost; too little memory, or somebody drops the page cache")
 
-    def _prepare(self, name, paths, memory):
+    def _prepare(self, paths, memory):
         data.evict(paths)
-        if memory == RECYCLED:
-            process.run(rivals.command(rivals.ONE_PASS, os.path.dirname(paths[0])))
-        elif name != FIO:  # which needs no memory to speak of
+        process.run(rivals.command(rivals.ONE_PASS, os.path.dirname(paths[0])))
+        data.evict(paths)
+        if memory == IDLE:
             time.sleep(self.settle)
-        data.evict(paths)
+            data.evict(paths)
 
     def _run(self, name, paths):
         folder = os.path.dirname(paths[0])
@@ -94,11 +94,10 @@ class Contest:
         return name == FIO or data.resident_sum(paths) == total
 
     def pair(self, name, rival, paths, memory=IDLE):
-        """Rounds of (run of `name`, run of `rival`) in ABBA order, after one throw-away run; measured once, then kept."""
+        """Rounds of (run of `name`, run of `rival`) in ABBA order; measured once, then kept. Every run has its throw-away run before it."""
         key = (name, rival, paths[0], memory)
         if key not in self.pairs:
             self.say(f"  {name} against {rival}")
-            self.once(rival, paths, memory)
             rounds = []
             for number in range(self.rounds):
                 order = (rival, name) if number % 2 == 0 else (name, rival)

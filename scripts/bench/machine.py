@@ -40,6 +40,20 @@ def reports_free_memory():
     return os.path.exists("/sys/module/page_reporting/parameters/page_reporting_order")
 
 
+def pages_out():
+    """What DAMON does here on its own: it may take cold pages out of the cache although memory is free."""
+    base = "/sys/kernel/mm/damon/admin/kdamonds"
+    try:
+        count = int(_first(f"{base}/nr_kdamonds", "0"))
+    except ValueError:
+        return ""
+    found = set()
+    for at in range(count):
+        if _first(f"{base}/{at}/state") == "on":
+            found.add(_first(f"{base}/{at}/contexts/0/schemes/0/action", ""))
+    return ", ".join(sorted(found - {"", "?"}))
+
+
 def lru():
     """Which page reclaim is in force: `classic` or `MGLRU`."""
     bits = _first("/sys/kernel/mm/lru_gen/enabled", "0x0000")
@@ -70,7 +84,7 @@ def facts(folder):
         ("cores", str(os.cpu_count())),
         ("memory", f"{total / 2**30:.1f} GiB, {available() / 2**30:.1f} available"),
         ("filesystem", f"{fstype} on {device} at {point}, read_ahead_kb {_first(bdi)}"),
-        ("page reclaim", lru()),
+        ("page reclaim", lru() + (f", and DAMON: {pages_out()}" if pages_out() else "")),
         ("free memory", "goes back to the host of this machine" if reports_free_memory() else "stays here"),
         ("load", f"{os.getloadavg()[0]:.2f}"),
     ]

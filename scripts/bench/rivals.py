@@ -64,10 +64,8 @@ class Fio:
 SETTINGS = [
     *[Fio("psync", jobs, 1, block) for jobs in (1, 2, 4, 8) for block in (1, 4)],
     *[Fio("io_uring", 1, depth, 1) for depth in (8, 16, 32)],
-    Fio("libaio", 1, 16, 1),
-    Fio("libaio", 1, 32, 1),
     Fio("io_uring", 4, 8, 4),
-    Fio("libaio", 4, 8, 4),
+    Fio("libaio", 1, 32, 1),
 ]
 QUICK = [Fio("psync", 4, 1, 1), Fio("libaio", 1, 16, 1)]
 
