@@ -54,7 +54,10 @@ def test_a_second_run_reads_nothing_and_says_so(box: Box) -> None:
     text = box.run("warm", model)
     assert text.out.startswith("ready: ")
     assert "nothing read" in text.out
-    assert text.err == ""
+    remarks = [
+        line for line in text.err.splitlines() if "pages out memory" not in line and "--hold" not in line
+    ]
+    assert not remarks
 
 
 def test_only_what_is_missing_is_read_again(box: Box) -> None:
