@@ -11,7 +11,7 @@ from bench.data import Stop
 
 MOST_DISTURBED = 8
 STAGER, PROTECT, FIO = "stager warm", "stager warm --protect", "fio O_DIRECT"
-IDLE, RECYCLED = "idle", "just freed"
+IDLE, RECYCLED, ANY = "idle", "just freed", "any"
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Contest:
     not: right after another `cat`, `cat` took 0.2 to 0.4 CPU seconds for 4 GiB; after a run that copies nothing, or a few
     seconds later, 2 to 7. So before every run, whoever's it is, the recipe reads the same bytes, which touches every page,
     and they are dropped again; the run follows after `settle` seconds (`IDLE`) or at once (`RECYCLED`).
+    `ANY` is for choosing among settings of fio, which needs no memory to speak of.
     """
 
     folder: str
@@ -70,6 +71,8 @@ class Contest:
 
     def _prepare(self, paths, memory):
         data.evict(paths)
+        if memory == ANY:
+            return
         process.run(rivals.command(rivals.ONE_PASS, os.path.dirname(paths[0])))
         data.evict(paths)
         if memory == IDLE:
@@ -113,7 +116,7 @@ class Contest:
 
         def attempt(setting):
             self.best[folder] = setting
-            seconds = self.once(FIO, paths).reading
+            seconds = self.once(FIO, paths, ANY).reading
             self.say(f"      {setting.text}: {rivals.rate(paths, seconds):.0f} MiB/s")
             return seconds
 
