@@ -14,6 +14,10 @@ from bench.data import MIB, Stop
 
 FORCED = os.path.join(os.path.dirname(os.path.realpath(__file__)), "forced.py")
 ADAPTIVE = "adaptive"
+_OWN = os.path.join(os.path.dirname(FORCED), "..", "..", ".venv", "bin", "python")
+PYTHON = (
+    _OWN if os.access(_OWN, os.X_OK) else sys.executable
+)  # the checkout's own environment has what stager needs
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Outcome:
 
 def child(setting, *arguments):
     """The process that reads at `setting`."""
-    command = [sys.executable, FORCED, setting, *arguments]
+    command = [PYTHON, FORCED, setting, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
