@@ -188,7 +188,9 @@ class Warm:
             return sum_residency([one.residency for one in self._verified])
         if self._survey is None:
             return Residency(None, 0, Known.UNKNOWN)
-        if self._reading is not None or len(self._survey.looks) < len(self._survey.files):
+        looked = len(self._survey.looks) == len(self._survey.files)
+        # Stale pages count as missing in the survey, and are still there when the run is refused.
+        if self._reading is not None or not looked or any(look.stale for look in self._survey.looks):
             return Residency.unknown(self._survey.total, "not verified")
         return self._survey.residency
 
