@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 from stager.node.reclaim import proactive
+
+# A runner under nohup passes on an ignored SIGHUP, and what was ignored from outside stays ignored in stager too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["tests.fuselab.fixtures", "tests.harness"]
 
