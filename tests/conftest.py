@@ -10,8 +10,10 @@ from _pytest.runner import runtestprotocol
 
 from stager.node.reclaim import proactive
 
-# A runner under nohup passes on an ignored SIGHUP, and what was ignored from outside stays ignored in stager too.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A runner under nohup or in the background passes on ignored signals, and what is ignored from outside stays so in stager.
+for _signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
 pytest_plugins = ["tests.fuselab.fixtures", "tests.harness"]
 
