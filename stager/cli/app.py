@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 import threading
-import traceback
 from typing import NoReturn
 
 import click
@@ -90,6 +89,8 @@ def run(argv: list[str]) -> NoReturn:
 def _bug(exc: BaseException, words: Words) -> int:
     """One line for people, the traceback on request."""
     if words.traceback:
+        import traceback
+
         traceback.print_exc()
     hint = None if words.traceback else "this is a bug of stager; `-vv` shows where"
     return say(StagerError(f"{type(exc).__name__}: {exc}", hint=hint), words)
