@@ -25,6 +25,7 @@ OWNERS = {  # third-party library -> the module or folder that may import it
     "tqdm": "stager.engine.report",
     "psutil": "stager.node.memory",
     "oss2": "stager.store.oss",
+    "fastcrc": "stager.core.checksum",
     "modelscope": "stager.hub.modelscope",
     "huggingface_hub": "stager.hub.huggingface",
 }

@@ -7,7 +7,12 @@
     ├── AnswerNo                3   answer_no            not ready, below --min-resident, residency unknowable under --strict
     ├── ResourceRefused         4   resource_refused     memory or disk does not suffice
     ├── RemoteError             5   remote               remote trouble; worth retrying
+    │   ├── Interrupted         5   remote               a read was ended from outside; somebody else goes on with it
+    │   ├── CredentialsExpired  5   remote               the credentials used have run out; there may be fresh ones
+    │   └── ObjectChanged       5   changed              an object is no longer the one that was asked for
     ├── AccessDenied            6   access               permission is missing
+    │   ├── MustRestore         6   archived             an archived object must be restored before it can be read
+    │   └── ObjectExists        6   exists               an object is there and was not to be replaced
     ├── NotFound                7   not_found            nothing there
     ├── IntegrityError          8   integrity            provably incomplete or corrupt
     ├── LocalIOError            9   local_io             a local read or write failed
@@ -62,11 +67,29 @@ class ResourceRefused(StagerError):
 
 
 class RemoteError(StagerError):
-    """Remote trouble that a retry may cure."""
+    """Remote trouble that a retry may cure; not before `retry_after` seconds, where the other side says so."""
 
     exit_code = 5
     slug = "remote"
     retryable = True
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class Interrupted(RemoteError):
+    """A read was ended from outside (`stager.store.base.Reader.interrupt`)."""
+
+
+class CredentialsExpired(RemoteError):
+    """The credentials used have run out, or the clocks differ; whoever retries asks for fresh ones first."""
+
+
+class ObjectChanged(RemoteError):
+    """An object is no longer the version that was asked for: retrying the same request cannot help, beginning again can."""
+
+    slug = "changed"
 
 
 class AccessDenied(StagerError):
@@ -74,6 +97,18 @@ class AccessDenied(StagerError):
 
     exit_code = 6
     slug = "access"
+
+
+class MustRestore(AccessDenied):
+    """An object of an archive class cannot be read before it is restored."""
+
+    slug = "archived"
+
+
+class ObjectExists(AccessDenied):
+    """An object is there already and was not to be replaced."""
+
+    slug = "exists"
 
 
 class NotFound(StagerError):

@@ -59,13 +59,16 @@ class Lease:
             self._reserved = min(self._position + most, self._end)
             return self._reserved - self._position
 
-    def advance(self, count: int) -> None:
-        """Says that `count` of the bytes taken were read; the others are free again. Raises ValueError beyond them."""
+    def advance(self, count: int, *, keep: bool = False) -> None:
+        """Says that `count` of the bytes taken were read; the others are free again, unless `keep`: a request for them is
+        under way. Raises ValueError beyond them.
+        """
         with self._lock:
             if not 0 <= count <= self._reserved - self._position:
                 raise ValueError(f"{count} bytes read, {self._reserved - self._position} taken")
             self._position += count
-            self._reserved = self._position
+            if not keep:
+                self._reserved = self._position
 
     def remaining(self) -> int:
         """Bytes that another lane could still take over."""

@@ -1,0 +1,1 @@
+"""Where models live: the protocol, OSS, a directory, credentials, retry."""
