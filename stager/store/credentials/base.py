@@ -1,0 +1,42 @@
+"""What a request is signed with, and the interface to whatever gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A key pair, perhaps with a security token. `expires` is in seconds since 1970; None: they do not run out.
+
+    `source` says in words where they come from; it and `key_id` may be shown, the rest never is: neither repr nor str has it, and
+    no dump to JSON should. Both `key_id` and `secret` are empty for anonymous requests.
+    """
+
+    key_id: str
+    secret: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+    expires: float | None = None
+    source: str = ""
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether requests are to be sent without a signature."""
+        return not self.key_id
+
+
+class Source(Protocol):
+    """Gives credentials for as long as a run takes. Any thread may call any method."""
+
+    def get(self) -> Credentials:
+        """Credentials that are valid now. Cheap when nothing has to be fetched; at most one thread fetches.
+
+        Raises `AccessDenied` when there are none to be had, `RemoteError` when who gives them cannot be reached for now.
+        """
+
+    def invalidate(self, used: Credentials) -> None:
+        """Says that `used` were refused as expired: the next `get` fetches fresh ones, if it still has those."""
+
+    def describe(self) -> str:
+        """Where the credentials come from, in words and without a secret; asks nobody."""
