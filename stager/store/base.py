@@ -18,6 +18,10 @@ Sink: TypeAlias = Callable[[memoryview], None]
 """Gets the bytes of a read, in order, at most `BLOCK` at once. The view is valid only during the call. What it raises ends the read
 and comes out of it unchanged; the reader stays usable."""
 
+Pace: TypeAlias = Callable[[int], None]
+"""Called with the size of the next block, at most `BLOCK`, before it is sent. It may wait. What it raises ends the call and comes out of
+it unchanged."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -78,16 +82,18 @@ class Upload(Protocol):
     part_size: int
     parts: tuple[UploadedPart, ...]
 
-    def part(self, number: int, data: memoryview) -> UploadedPart:
+    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
         """Sends part `number` (from 1): `part_size` bytes, the last one fewer. Repeating a number replaces the part.
 
-        What the store says it got is compared with the CRC of `data`: `RemoteError` when they differ.
+        `pace` is called before each block of `data` is sent, in whatever call sends it (`complete`, for an object of one part). What the
+        store says it got is compared with the CRC of `data`: `RemoteError` when they differ.
         """
 
     def complete(self) -> StoredObject:
         """Makes the object of the parts 1..n, which must be all there. Its CRC is compared with the parts': `IntegrityError`.
 
-        `ObjectExists` when the object must not be replaced and is there. The handle is used up then.
+        `ObjectExists` when the object must not be replaced and is there. The handle is used up then, but not after `RemoteError`: it may be
+        called again. When only the answer was lost, the second call may find the upload gone (`NotFound`) or the object there.
         """
 
     def abort(self) -> None:
@@ -104,9 +110,10 @@ class Store(Protocol):
     def root(self) -> str:
         """The place in words, for messages: ``oss://bucket/models/r1``, ``/mnt/nas/r1``."""
 
-    def list(self, below: str = "") -> Iterator[StoredObject]:
+    def list(self, below: str = "", *, start_after: str = "") -> Iterator[StoredObject]:
         """Every object whose name begins with `below`, ascending by the names' bytes, fetched page by page.
 
+        With `start_after` only the names after that one, whether it exists or not: a listing that failed goes on there.
         Names that end in a slash (placeholders for folders) are not listed. A root that does not exist has no objects; a bucket that
         does not exist is `NotFound`. Never gives a page twice and never ends before the last: `RemoteError` instead.
         """
