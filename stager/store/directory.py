@@ -1,0 +1,251 @@
+"""A folder as a store: NAS, local disks, tests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from stager.core.errors import (
+    AccessDenied,
+    Interrupted,
+    NotFound,
+    ObjectChanged,
+    RemoteError,
+    UsageError,
+    from_oserror,
+)
+from stager.core.units import shown
+from stager.store.base import BLOCK, Sink, StoredObject
+from stager.store.directory_upload import DirectoryUpload, exists, stored, unfinished
+
+_NAMES = 16  # of one folder in a listing: links between folders can make more names than there are files
+
+
+class DirectoryStore:
+    """The files below `path`. A file's etag is its inode, size and time of change; CRC and metadata are not kept.
+
+    Symlinks are followed for reading, a folder never into itself; nothing is written or removed through a symlinked folder. Special
+    files are left out, and so are the files of unfinished uploads (``.NAME.part`` beside NAME). A change of a file's bytes in place
+    that leaves its size alone, within one tick of the filesystem's clock, cannot be seen.
+    """
+
+    def __init__(self, path: str) -> None:
+        """The folder need not exist: it is made by the first upload."""
+        self._path = path
+
+    @property
+    def root(self) -> str:
+        """The folder's path as it was given."""
+        return self._path
+
+    def list(self, below: str = "", *, start_after: str = "") -> Iterator[StoredObject]:
+        """As `Store.list`; a folder that vanishes meanwhile is passed over, one that cannot be read raises."""
+        return _Listing(self._path, os.fsencode(below), os.fsencode(start_after)).folder("", ())
+
+    def head(self, name: str) -> StoredObject:
+        """As `Store.head`."""
+        path = self._path_of(name)
+        try:
+            return stored(name, os.stat(path))
+        except OSError as exc:
+            raise _translated(exc, path) from exc
+
+    def reader(self) -> DirectoryReader:
+        """As `Store.reader`."""
+        return DirectoryReader(self)
+
+    def upload(
+        self,
+        name: str,
+        size: int,
+        *,
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002  # a folder has no place for it
+        replace: bool = True,
+        resume: bool = False,
+    ) -> DirectoryUpload:
+        """As `Store.upload`; `metadata` is dropped. What a resumed upload has is read again for its parts' CRC."""
+        path = self._writable(name)
+        if not replace and os.path.lexists(path):
+            raise exists(path)
+        return DirectoryUpload(self._path, name, size, replace=replace, resume=resume)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """As `Store.delete`; folders left empty go too."""
+        for name in names:
+            path = self._writable(name)
+            try:
+                if stat_module.S_ISDIR(os.lstat(path).st_mode):
+                    continue  # a folder is not an object
+                os.unlink(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as exc:
+                raise from_oserror(exc, f"`{shown(path)}`") from exc
+            folder = os.path.dirname(name)
+            with suppress(OSError):
+                while folder:
+                    os.rmdir(os.path.join(self._path, folder))
+                    folder = os.path.dirname(folder)
+
+    def open(self, name: str) -> int:
+        """A descriptor of the file `name`, for reading. Raises as `head` does."""
+        path = self._path_of(name)
+        try:
+            # O_NONBLOCK: opening a FIFO must not wait for a writer. Regular files know no such thing.
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as exc:
+            raise _translated(exc, path) from exc
+
+    def _path_of(self, name: str) -> str:
+        if not _proper(name):
+            raise NotFound(f"`{shown(name)}` cannot be the name of a file below `{shown(self._path)}`")
+        return os.path.join(self._path, name)
+
+    def _writable(self, name: str) -> str:
+        if not _proper(name) or unfinished(name.rpartition("/")[2]):
+            raise UsageError(f"`{shown(name)}` cannot be the name of a file below `{shown(self._path)}`")
+        path = os.path.join(self._path, name)
+        folder = os.path.dirname(name)
+        expected = os.path.join(os.path.realpath(self._path), folder).rstrip("/")
+        if folder and os.path.realpath(os.path.dirname(path)) != expected:
+            raise AccessDenied(
+                f"`{shown(path)}`: a folder above it is a symlink, and nothing is changed through one",
+                hint="name the real folder",
+            )
+        return path
+
+
+class DirectoryReader:
+    """A `Reader` of one `DirectoryStore`. A read that hangs in the kernel (a dead NFS server) cannot be interrupted."""
+
+    def __init__(self, store: DirectoryStore) -> None:
+        """Nothing is opened before the first read."""
+        self._store = store
+        self._view = memoryview(bytearray(BLOCK))
+        self._lock = threading.Lock()
+        self._reading = False
+        self._interrupted = False
+
+    def read(
+        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+    ) -> StoredObject:
+        """As `Reader.read`."""
+        with self._lock:
+            self._reading, self._interrupted = True, False
+        try:
+            fd = self._store.open(name)
+            try:
+                return self._copy(fd, name, offset, length, sink, etag)
+            finally:
+                with suppress(OSError):
+                    os.close(fd)
+        finally:
+            with self._lock:
+                self._reading = False
+
+    def _copy(
+        self, fd: int, name: str, offset: int, length: int, sink: Sink, etag: str | None
+    ) -> StoredObject:
+        subject = f"`{shown(os.path.join(self._store.root, name))}`"
+        before = self._look(fd, name, subject)
+        if etag is not None and etag != before.etag:
+            raise ObjectChanged(f"{subject} is no longer the version that was asked for")
+        end = offset + length
+        if end > before.size:
+            raise RemoteError(f"{subject} has {before.size} bytes, asked for {offset}-{end}")
+        with suppress(OSError):
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_SEQUENTIAL)
+        while offset < end:
+            if self._interrupted:
+                raise Interrupted(f"the read of {subject} was interrupted")
+            try:
+                moved = os.preadv(fd, [self._view[: min(BLOCK, end - offset)]], offset)
+            except OSError as exc:
+                raise from_oserror(exc, subject) from exc
+            if not moved:
+                break
+            sink(self._view[:moved])
+            offset += moved
+        if self._look(fd, name, subject).etag != before.etag:
+            raise ObjectChanged(f"{subject} changed while it was read")
+        if offset < end:
+            raise RemoteError(f"{subject} ended {end - offset} bytes early")
+        return before
+
+    def _look(self, fd: int, name: str, subject: str) -> StoredObject:
+        try:
+            return stored(name, os.fstat(fd))
+        except OSError as exc:
+            raise _translated(exc, subject.strip("`")) from exc
+
+    def interrupt(self) -> None:
+        """As `Reader.interrupt`."""
+        with self._lock:
+            self._interrupted = self._reading
+
+    def close(self) -> None:
+        """As `Reader.close`."""
+
+
+class _Listing:
+    """One walk below a root, names in the order of their bytes: a folder sorts as its name with a slash."""
+
+    def __init__(self, root: str, below: bytes, after: bytes) -> None:
+        self._root, self._below, self._after = root, below, after
+        self._visits: Counter[tuple[int, int]] = Counter()
+
+    def folder(self, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[StoredObject]:
+        path = os.path.join(self._root, prefix) if prefix else self._root
+        try:
+            stat = os.stat(path)
+            me = (stat.st_dev, stat.st_ino)
+            self._visits[me] += 1
+            if me in above or self._visits[me] > _NAMES:
+                return
+            with os.scandir(path) as entries:
+                found = [(name, stat) for entry in entries for name, stat in _looked_at(prefix, entry)]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as exc:
+            raise from_oserror(exc, f"`{shown(path)}`") from exc
+        for name, stat in sorted(found, key=lambda one: os.fsencode(one[0])):
+            raw = os.fsencode(name)
+            if name.endswith("/"):
+                if self._may_hold(raw):
+                    yield from self.folder(name, (*above, me))
+            elif raw.startswith(self._below) and raw > self._after:
+                yield stored(name, stat)
+
+    def _may_hold(self, folder: bytes) -> bool:
+        if not folder.startswith(self._below) and not self._below.startswith(folder):
+            return False
+        return folder > self._after or self._after.startswith(folder)
+
+
+def _looked_at(prefix: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """The entry's name below the root and its status, for files and folders (with a slash); nothing for anything else."""
+    try:
+        stat = entry.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # vanished, or a symlink to nothing
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        return
+    if stat_module.S_ISDIR(stat.st_mode):
+        yield f"{prefix}{entry.name}/", stat
+    elif stat_module.S_ISREG(stat.st_mode) and not unfinished(entry.name):
+        yield prefix + entry.name, stat
+
+
+def _translated(exc: OSError, path: str) -> Exception:
+    return from_oserror(exc, f"`{shown(path)}`")
+
+
+def _proper(name: str) -> bool:
+    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))

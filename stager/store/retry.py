@@ -1,0 +1,305 @@
+"""Retry: a wrapper around a store that makes again what failed and may pass."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias, TypeVar
+
+from stager.core.errors import (
+    CredentialsExpired,
+    Interrupted,
+    NotFound,
+    ObjectChanged,
+    ObjectExists,
+    RemoteError,
+)
+from stager.core.units import shown
+from stager.store.base import Pace, Reader, Sink, Store, StoredObject, Upload, UploadedPart
+from stager.store.limit import Limited
+
+_FIRST_S = 0.1  # the longest wait before the second attempt; it doubles with each further one
+_LONGEST_S = 10.0
+_EXPIRED = 3  # attempts in a row that may find the credentials expired: fresh ones come at once or not at all
+_SLICE_S = 0.1  # the longest wait before the next look whether the read was interrupted
+
+T = TypeVar("T")
+OnRetry: TypeAlias = Callable[[str, Exception], None]
+
+
+class Retrying:
+    """`store`, each call made again while it fails with `RemoteError`, but for `ObjectChanged` and `Interrupted`.
+
+    The waits double from 0.1 s to 10 s, of which a random share is waited (so that many clients do not come back together), and are
+    never shorter than the other side asked for. A call is given up, with its last error, when nothing moved for `give_up_after`
+    seconds: a byte that was not there before, or a name of a listing. What has arrived is not asked for again.
+
+    `adapter` is the store below all wrappers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        give_up_after: float,
+        pause: Callable[[float], None] = time.sleep,
+        on_retry: OnRetry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`pause` waits for so many seconds; what it raises ends the call. `on_retry` is told what is made again, and why."""
+        self.adapter: Store = store.adapter if isinstance(store, Limited) else store
+        self._store = store
+        self._give_up_after = give_up_after
+        self._pause = pause
+        self._on_retry = on_retry
+        self._clock = clock
+
+    @property
+    def root(self) -> str:
+        """That of the store."""
+        return self._store.root
+
+    def call(self, what: str, call: Callable[[], T]) -> T:
+        """What `call` gives, by as many attempts as it takes; `what` names it in messages (``list of uploads``)."""
+        patience = self.patience(what)
+        while True:
+            try:
+                return call()
+            except RemoteError as exc:
+                patience.after(exc)
+
+    def patience(self, what: str) -> Patience:
+        """The patience for one call that can resume."""
+        return Patience(what, self._give_up_after, self._pause, self._on_retry, self._clock)
+
+    def list(self, below: str = "", *, start_after: str = "") -> Iterator[StoredObject]:
+        """As `Store.list`; goes on after the last name that was given."""
+        patience = self.patience(f"list of `{shown(self.root)}`")
+        found: Iterator[StoredObject] | None = None
+        while True:
+            try:
+                if found is None:
+                    found = iter(self._store.list(below, start_after=start_after))
+                one = next(found, None)
+            except RemoteError as exc:
+                patience.after(exc)
+                found = None
+                continue
+            if one is None:
+                return
+            start_after = one.name
+            yield one
+            patience.moved()
+
+    def head(self, name: str) -> StoredObject:
+        """As `Store.head`."""
+        return self.call(f"head of `{shown(name)}`", lambda: self._store.head(name))
+
+    def reader(self) -> RetryingReader:
+        """As `Store.reader`."""
+        return RetryingReader(self, self._store.reader())
+
+    def upload(
+        self,
+        name: str,
+        size: int,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        replace: bool = True,
+        resume: bool = False,
+    ) -> RetryingUpload:
+        """As `Store.upload`. An answer that is lost leaves an unfinished upload behind at the store."""
+
+        def begin() -> Upload:
+            return self._store.upload(name, size, metadata=metadata, replace=replace, resume=resume)
+
+        return RetryingUpload(self, self.call(f"upload of `{shown(name)}`", begin), name, size)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """As `Store.delete`."""
+        self.call("delete", lambda: self._store.delete(names))
+
+
+class Patience:
+    """How one call has fared: what its failures have in common is that they are counted here."""
+
+    def __init__(
+        self,
+        what: str,
+        give_up_after: float,
+        pause: Callable[[float], None],
+        on_retry: OnRetry | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """The call `what` begins now."""
+        self._what, self._give_up_after = what, give_up_after
+        self._pause, self._on_retry, self._clock = pause, on_retry, clock
+        self._failures = self._expired = 0
+        self._since = clock()
+
+    def moved(self) -> None:
+        """Says that the call has come further than ever before: its patience is new."""
+        self._failures = self._expired = 0
+        self._since = self._clock()
+
+    def after(self, exc: RemoteError, check: Callable[[], None] = lambda: None) -> None:
+        """Waits before the next attempt, or raises `exc` when there shall be none. `check` is called often and may raise."""
+        if isinstance(exc, (ObjectChanged, Interrupted)):
+            raise exc
+        self._failures += 1
+        self._expired = self._expired + 1 if isinstance(exc, CredentialsExpired) else 0
+        left = self._since + self._give_up_after - self._clock()
+        asked = exc.retry_after or 0.0
+        if left <= 0 or asked > left or self._expired >= _EXPIRED:
+            raise exc
+        longest = min(_LONGEST_S, _FIRST_S * 2.0 ** min(self._failures - 1, 30))
+        wait = min(asked + random.uniform(0, longest), left)  # noqa: S311  # no secret
+        if self._on_retry is not None:
+            self._on_retry(self._what, exc)
+        check()
+        while wait > 0:
+            self._pause(min(wait, _SLICE_S))
+            wait -= _SLICE_S
+            check()
+
+
+class RetryingReader:
+    """A `Reader` that goes on at the first byte not yet given, on a fresh connection.
+
+    All bytes of one read are of one version: without an etag in the call the object is looked at first.
+    """
+
+    def __init__(self, store: Retrying, reader: Reader) -> None:
+        """`reader` is closed with this one."""
+        self._store, self._reader = store, reader
+        self._lock = threading.Lock()
+        self._reading = False
+        self._interrupted = False
+
+    def read(
+        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+    ) -> StoredObject:
+        """As `Reader.read`."""
+        with self._lock:
+            self._reading, self._interrupted = True, False
+        try:
+            if etag is None and length:
+                etag = self._store.head(name).etag
+            return self._read(name, offset, length, sink, etag)
+        finally:
+            with self._lock:
+                self._reading = False
+
+    def _read(self, name: str, offset: int, length: int, sink: Sink, etag: str | None) -> StoredObject:
+        end = offset + length
+        patience = self._store.patience(f"read of `{shown(name)}`")
+        own: BaseException | None = None
+
+        def check() -> None:
+            if self._interrupted:
+                raise Interrupted(f"the read of `{shown(name)}` was interrupted")
+
+        def taken(block: memoryview) -> None:
+            nonlocal offset, own
+            try:
+                check()
+                sink(block)
+            except BaseException as exc:
+                own = exc
+                raise
+            offset += len(block)
+            patience.moved()
+
+        while True:
+            try:
+                check()
+                return self._reader.read(name, offset, end - offset, taken, etag=etag)
+            except RemoteError as exc:
+                if exc is own:
+                    raise
+                patience.after(exc, check)
+
+    def interrupt(self) -> None:
+        """As `Reader.interrupt`; a wait between two attempts ends too."""
+        with self._lock:
+            self._interrupted = self._reading
+        self._reader.interrupt()
+
+    def close(self) -> None:
+        """As `Reader.close`."""
+        self._reader.close()
+
+
+class RetryingUpload:
+    """An `Upload` that sends a part again from memory, and finds out whether an answer was lost."""
+
+    def __init__(self, store: Retrying, upload: Upload, name: str, size: int) -> None:
+        """`upload` is that of the object `name` of `size` bytes."""
+        self._store, self._upload, self._name, self._size = store, upload, name, size
+        self.part_size = upload.part_size
+        self.parts = upload.parts
+        self._done = {part.number: part for part in upload.parts}
+
+    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+        """As `Upload.part`. `pace` sees every byte that is sent, those that are sent again too."""
+        patience = self._store.patience(f"upload of `{shown(self._name)}`")
+        own: BaseException | None = None
+        furthest = sent = 0
+
+        def paced(size: int) -> None:
+            nonlocal furthest, own, sent
+            if sent > furthest:
+                furthest = sent
+                patience.moved()
+            try:
+                if pace is not None:
+                    pace(size)
+            except BaseException as exc:
+                own = exc
+                raise
+            sent += size
+
+        while True:
+            sent = 0
+            try:
+                self._done[number] = made = self._upload.part(number, data, pace=paced)
+            except RemoteError as exc:
+                if exc is own:
+                    raise
+                patience.after(exc)
+            else:
+                return made
+
+    def complete(self) -> StoredObject:
+        """As `Upload.complete`. After a lost answer the object that is there counts, if it has the CRC of the parts."""
+        patience = self._store.patience(f"completion of `{shown(self._name)}`")
+        asked_before = False
+        while True:
+            try:
+                return self._upload.complete()
+            except (NotFound, ObjectExists):
+                made = self._made() if asked_before else None
+                if made is None:
+                    raise
+                return made
+            except RemoteError as exc:
+                patience.after(exc)
+                asked_before = True
+
+    def _made(self) -> StoredObject | None:
+        from stager.core.checksum import combine
+
+        try:
+            found = self._store.head(self._name)
+        except NotFound:
+            return None
+        crc = 0
+        for _, part in sorted(self._done.items()):
+            crc = combine(crc, part.crc64, part.size)
+        return found if (found.size, found.crc64) == (self._size, crc) else None
+
+    def abort(self) -> None:
+        """As `Upload.abort`."""
+        self._store.call(f"abort of the upload of `{shown(self._name)}`", self._upload.abort)
