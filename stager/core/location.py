@@ -57,6 +57,16 @@ class Location:
         """The last part: what the model is called."""
         return PurePosixPath(self.prefix).name or self.bucket
 
+    @property
+    def parent(self) -> Location | None:
+        """The folder around it; None for a whole bucket and for a path that names nothing in a folder."""
+        if not PurePosixPath(self.prefix).name:
+            return None
+        above = self.prefix.rstrip("/").rpartition("/")[0]
+        if self.scheme is Scheme.OSS:
+            return Location(self.scheme, self.bucket, above)
+        return Location(self.scheme, "", str(PurePosixPath(self.prefix).parent))
+
 
 def is_remote(text: str) -> bool:
     """Whether `text` is meant as a store's address and not as a path: it has a scheme."""
