@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stager.core.model import Span
-from stager.engine.lanes import Checkpoint, Lanes, Lease
+from stager.engine.lanes import Checkpoint, Lanes, Lease, LeaseReturned
 from stager.engine.pace import Controller, Decision
 from stager.engine.supply import Supply
 
@@ -424,6 +424,65 @@ def test_checkpoint_is_cheap() -> None:
     for _ in range(5):
         run(Lanes([Span(0, 0, MIB)], read=read, kit=Bench, controller=fixed(1)))
     assert min(cost) < 4e-6  # take, advance and checkpoint together; 1 us on an idle machine
+
+
+def test_a_lease_given_back_is_read_on_where_it_stopped() -> None:
+    spans = [Span(0, 0, 8 * MIB), Span(1, 0, 8 * MIB)]
+    read = Recorder()
+    given_back: list[int] = []
+
+    def some(lease: Lease, kit: Bench, checkpoint: Checkpoint) -> None:
+        if len(given_back) < 5:
+            size = lease.take(MIB)
+            read.bytes.append((lease.span.index, lease.position, size))
+            lease.advance(size)
+            given_back.append(lease.span.index)
+            raise LeaseReturned
+        read(lease, kit, checkpoint)
+
+    lanes = Lanes(spans, read=some, kit=Bench, controller=fixed(1))
+    run(lanes)
+    read.assert_partition(spans)
+    assert lanes.finished == {0, 1}
+    assert lanes.stuck() == []
+
+
+def test_a_lease_given_back_at_its_end_is_complete() -> None:
+    def all_of_it(lease: Lease, kit: Bench, checkpoint: Checkpoint) -> None:
+        lease.advance(lease.take(MIB))
+        raise LeaseReturned
+
+    lanes = Lanes([Span(0, 0, MIB)], read=all_of_it, kit=Bench, controller=fixed(1))
+    run(lanes)
+    assert lanes.finished == {0}
+
+
+def test_bytes_that_a_request_is_under_way_for_are_nobody_elses() -> None:
+    lease = Lease(Span(0, 0, 64 * MIB))
+    lease.take(64 * MIB)
+    lease.advance(MIB, keep=True)
+    assert lease.remaining() == 0
+    assert lease.surrender(1) is None
+    assert lease.cut(1) is None
+    lease.advance(MIB)
+    assert lease.remaining() == 62 * MIB
+
+
+def test_asking_whether_it_is_over_is_no_progress() -> None:
+    seen: list[float] = []
+
+    def ask(lease: Lease, kit: Bench, checkpoint: Checkpoint) -> None:
+        lease.advance(lease.take(MIB))
+        checkpoint(MIB)
+        before = lanes.last_progress
+        time.sleep(0.02)
+        checkpoint(0)
+        seen.append(lanes.last_progress - before)
+
+    lanes = Lanes([Span(0, 0, MIB)], read=ask, kit=Bench, controller=fixed(1))
+    run(lanes)
+    assert seen == [0.0]
+    assert lanes.done == MIB
 
 
 def test_lease_refuses_bytes_that_were_not_taken() -> None:

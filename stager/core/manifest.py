@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PATH = ".stager/manifest.json"
+UPDATING, COMPLETE = "updating", "complete"
 _HINT = "pull the model again, or delete the file"
 
 
@@ -22,7 +23,7 @@ class Manifest:
 
     source: str
     revision: str
-    state: str
+    state: str  # UPDATING, COMPLETE
     files: tuple[FileEntry, ...]
 
     @staticmethod
@@ -45,9 +46,25 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
+    def dump(self, *, time: float, version: str) -> bytes:
+        """The manifest as JSON: who wrote it is stager `version`, at `time` (seconds since 1970)."""
+        files = [
+            {
+                "path": entry.path,
+                "size": entry.size,
+                **({"sha256": entry.sha256} if entry.sha256 is not None else {}),
+                **({"crc64": str(entry.crc64)} if entry.crc64 is not None else {}),
+            }
+            for entry in self.files
+        ]
+        body = {"v": 1, "source": self.source, "revision": self.revision, "state": self.state}
+        return (
+            json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
+        )
+
     def refuse_updating(self, root: str) -> None:
         """Raise `IntegrityError` while a writer is replacing the model below `root`."""
-        if self.state != "complete":
+        if self.state != COMPLETE:
             raise IntegrityError(
                 f"`{root}` is being updated: its manifest says `{self.state}`",
                 hint="wait until the writer has finished, or pull the model again",

@@ -20,7 +20,7 @@ from stager.core.model import Span
 from stager.engine.pace import Controller, Decision
 from stager.engine.supply import Lease, Supply
 
-__all__ = ["Checkpoint", "Kit", "LaneStopped", "Lanes", "Lease"]
+__all__ = ["Checkpoint", "Kit", "LaneStopped", "Lanes", "Lease", "LeaseReturned"]
 
 # How often the controller is asked. Starting a lane may lag by this much, ending the run does not.
 _TICK_S = 0.1
@@ -32,7 +32,7 @@ _CRAWL = 0.25
 
 Checkpoint: TypeAlias = Callable[[int], None]
 """Called by `read` after every block with the bytes moved (1-4 MiB is right). Sleeps for ``--max-rate``; raises
-`LaneStopped` when the run is over, which `read` must let pass."""
+`LaneStopped` when the run is over, which `read` must let pass. 0 bytes only ask whether it is over, and are no progress."""
 
 
 class Kit(Protocol):
@@ -47,6 +47,10 @@ K = TypeVar("K", bound=Kit)
 
 class LaneStopped(Exception):
     """Raised by a checkpoint to unwind a lane: the run was cancelled, failed or was stopped. Never reaches `run`."""
+
+
+class LeaseReturned(Exception):
+    """Raised by `read` to give the rest of its lease to whichever lane is free next, this one included."""
 
 
 class Throttle:
@@ -85,7 +89,7 @@ class Lanes(Generic[K]):
     """A run over `spans` in the given order. One object is one run.
 
     `read(lease, kit, checkpoint)` reads one lease as `Lease` shows and handles errors of single files itself: any
-    other exception it lets out ends the run. Returning early (a file that shrank) completes the lease. `kit` makes
+    other exception it lets out, but for `LeaseReturned`, ends the run. Returning early (a file that shrank) completes the lease. `kit` makes
     the per-lane equipment, in the lane's thread. `max_rate` is bytes per second for all lanes together. `min_piece`
     is the smallest tail in bytes that an idle lane takes over when the controller allows splitting.
 
@@ -288,6 +292,10 @@ class Lanes(Generic[K]):
                 self._supply.put_back(lease)
             try:
                 self._read(lease, kit, checkpoint)
+            except LeaseReturned:
+                lane.lease = None
+                self._supply.give_back(lease)
+                continue
             except BaseException:
                 self._supply.abandon(lease)
                 raise
@@ -299,8 +307,9 @@ class Lanes(Generic[K]):
         over, throttle, clock = self._over, self._throttle, time.monotonic
 
         def checkpoint(count: int) -> None:
-            lane.moved += count
-            lane.last = clock()
+            if count:
+                lane.moved += count
+                lane.last = clock()
             if throttle is not None and (delay := throttle.delay(count)) > 0:
                 over.wait(delay)
             if over.is_set():

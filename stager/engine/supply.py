@@ -60,8 +60,9 @@ class Lease:
             return self._reserved - self._position
 
     def advance(self, count: int, *, keep: bool = False) -> None:
-        """Says that `count` of the bytes taken were read; the others are free again, unless `keep`: a request for them is
-        under way. Raises ValueError beyond them.
+        """Says that `count` of the bytes taken were read; raises ValueError beyond them.
+
+        The others are free again, unless `keep`: a request for them is under way.
         """
         with self._lock:
             if not 0 <= count <= self._reserved - self._position:
@@ -157,15 +158,26 @@ class Supply:
         """Says that the reader of `lease` is through with it, to its end or to where the file ended."""
         with self._lock:
             del self._active[id(lease)]
-            index = lease.span.index
-            self._pieces[index] -= 1
-            if not self._pieces[index]:
-                self._finished.add(index)
+            self._settle(lease.span.index)
+
+    def _settle(self, index: int) -> None:
+        self._pieces[index] -= 1
+        if not self._pieces[index]:
+            self._finished.add(index)
 
     def abandon(self, lease: Lease) -> None:
         """Says that nobody reads `lease` any more and that its rest was not read; its file stays unfinished."""
         with self._lock:
             del self._active[id(lease)]
+
+    def give_back(self, lease: Lease) -> None:
+        """Says that the reader of `lease` stopped early: what it has not read is the next to be handed out."""
+        with self._lock:
+            del self._active[id(lease)]
+            if lease.position < lease.end:
+                self._returned.append(Span(lease.span.index, lease.position, lease.end - lease.position))
+            else:
+                self._settle(lease.span.index)
 
     def put_back(self, lease: Lease) -> None:
         """Cuts `lease` short at the bytes already reserved; the rest waits for another lane."""

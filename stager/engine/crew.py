@@ -1,0 +1,136 @@
+"""Worker processes: each gets one job as JSON on stdin, and tells what it does in JSON lines on stdout.
+
+A worker is told to stop by SIGTERM, and by the end of its stdin: it does not outlive the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from stager.core.errors import StagerError
+
+Message: TypeAlias = dict[str, Any]
+
+_LINE = 64 << 20  # bytes; no message is that long
+_GRACE_S = 1.5  # for workers to say what they have done after a stop
+
+END: Message = {"end": True}
+"""The last message of a worker that has done its job."""
+
+
+async def run_crew(module: str, jobs: Sequence[Message], on_message: Callable[[int, Message], None]) -> None:
+    """Runs ``python -m module`` once for each of `jobs`, all at once; `on_message` gets (job number, message) in the event loop.
+
+    Returns when every worker has said `END`. Raises what `on_message` raises, and `StagerError` for a worker that ended
+    without: the others are stopped then, and what they say while they stop still reaches `on_message`. So it is when cancelled.
+    """
+    failure: list[Exception] = []
+    async with anyio.create_task_group() as group:
+        for number, job in enumerate(jobs):
+            group.start_soon(_serve, number, module, job, on_message, failure, group.cancel_scope)
+    if failure:
+        raise failure[0]
+
+
+async def _serve(
+    number: int,
+    module: str,
+    job: Message,
+    on_message: Callable[[int, Message], None],
+    failure: list[Exception],
+    scope: anyio.CancelScope,
+) -> None:
+    process: Process | None = None
+    try:
+        process = await anyio.open_process(
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None
+        )
+        assert process.stdin is not None
+        await process.stdin.send(json.dumps(job).encode() + b"\n")
+        if not await _listen(number, process, on_message):
+            raise StagerError(f"worker process {number} ended by itself ({_manner(await process.wait())})")
+    except Exception as exc:  # raised bare by `run_crew`
+        failure.append(exc)
+        scope.cancel()
+    finally:
+        if process is not None:
+            with anyio.CancelScope(shield=True):
+                await _stop(number, process, on_message)
+
+
+async def _listen(number: int, process: Process, on_message: Callable[[int, Message], None]) -> bool:
+    """Hand on what the worker says; whether it said `END`."""
+    assert process.stdout is not None
+    stream = BufferedByteReceiveStream(process.stdout)
+    while True:
+        try:
+            line = await stream.receive_until(b"\n", _LINE)
+        except (anyio.IncompleteRead, anyio.EndOfStream):
+            return False
+        message: Message = json.loads(line)
+        if message == END:
+            return True
+        on_message(number, message)
+
+
+async def _stop(number: int, process: Process, on_message: Callable[[int, Message], None]) -> None:
+    """End the worker, listening to its last words for a moment."""
+    if process.returncode is None:
+        process.terminate()
+    with anyio.move_on_after(_GRACE_S):
+        with suppress(Exception):  # an error of its own is no news any more
+            await _listen(number, process, on_message)
+        await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+    await process.aclose()
+
+
+def _manner(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit {code}"
+
+
+class Voice:
+    """A worker's way to speak: one JSON object a line, from any thread."""
+
+    def __init__(self) -> None:
+        """Takes stdout for itself: what else is printed goes to stderr."""
+        self._lock = threading.Lock()
+        self._out = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)
+
+    def say(self, message: Message) -> None:
+        """Send `message`; a listener that is gone is no error, for then the worker is about to be stopped."""
+        data = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            try:
+                while data:
+                    data = data[self._out.write(data) or 0 :]
+            except BrokenPipeError:
+                return
+
+
+def hear() -> Message:
+    """The worker's job. From then on the process is ended by SIGTERM when its stdin ends."""
+    line = sys.stdin.buffer.readline()
+    job: Message = json.loads(line)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return job
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,121 @@
+"""Worker processes: what they say arrives, and none of them outlives its job, its parent or an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from stager.core.errors import StagerError
+from stager.engine.crew import run_crew
+from tests.harness import environment, until
+
+WORKER = """
+import os, signal, sys, time
+from stager.engine.crew import END, Voice, hear
+voice, job = Voice(), hear()
+print("this goes to stderr")
+voice.say({"pid": os.getpid(), "job": job["name"]})
+if job["name"] == "dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+if job["name"] == "stays":
+    def last_words(*_):
+        voice.say({"last": "words"})
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, last_words)
+    time.sleep(60)
+voice.say(END)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "crew_worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{environment()['PYTHONPATH']}")
+    return "crew_worker"
+
+
+def heard(worker: str, *names: str) -> list[tuple[int, dict[str, Any]]]:
+    found: list[tuple[int, dict[str, Any]]] = []
+
+    async def main() -> None:
+        await run_crew(
+            worker, [{"name": name} for name in names], lambda n, message: found.append((n, message))
+        )
+
+    anyio.run(main)
+    return found
+
+
+def test_every_worker_gets_its_job_and_is_heard(worker: str) -> None:
+    found = heard(worker, "one", "two")
+    assert sorted((number, message["job"]) for number, message in found) == [(0, "one"), (1, "two")]
+
+
+def test_a_worker_that_dies_is_an_error_and_the_others_are_ended(worker: str) -> None:
+    found: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        await run_crew(
+            worker, [{"name": "stays"}, {"name": "dies"}], lambda _n, message: found.append(message)
+        )
+
+    with pytest.raises(StagerError, match="signal 9"):
+        anyio.run(main)
+    for message in found:
+        if "pid" in message:
+            assert not os.path.exists(f"/proc/{message['pid']}")
+
+
+def test_what_the_listener_raises_comes_out_bare_after_the_workers_have_ended(worker: str) -> None:
+    pids = []
+
+    def listen(_number: int, message: dict[str, Any]) -> None:
+        pids.append(message["pid"])
+        raise ValueError("enough")
+
+    async def main() -> None:
+        await run_crew(worker, [{"name": "stays"}], listen)
+
+    with pytest.raises(ValueError, match="enough"):
+        anyio.run(main)
+    assert not os.path.exists(f"/proc/{pids[0]}")
+
+
+def test_last_words_are_heard_when_cancelled(worker: str) -> None:
+    found: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+
+            def listen(_number: int, message: dict[str, Any]) -> None:
+                found.append(message)
+                scope.cancel()
+
+            await run_crew(worker, [{"name": "stays"}], listen)
+
+    anyio.run(main)
+    assert {"last": "words"} in found
+
+
+def test_a_worker_ends_with_the_process_that_started_it(worker: str) -> None:
+    code = (
+        "import anyio, json, sys\n"
+        "from stager.engine.crew import run_crew\n"
+        "say = lambda n, message: print(json.dumps(message), flush=True)\n"
+        f"anyio.run(run_crew, {worker!r}, [{{'name': 'stays'}}], say)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = json.loads(parent.stdout.readline())["pid"]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(10)
+    until(lambda: not os.path.exists(f"/proc/{pid}"), "the worker's end")
+    parent.stdout.close()
