@@ -372,6 +372,27 @@ def test_hung_read_is_left_behind_and_named() -> None:
     assert Bench.open_now == 0
 
 
+def test_a_lane_that_blocks_is_roused_when_the_run_is_over() -> None:
+    roused = threading.Event()
+
+    def block(lease: Lease, kit: Bench, checkpoint: Checkpoint) -> None:
+        lease.take(MIB)
+        assert roused.wait(30)
+        raise LeaseReturned
+
+    lanes = Lanes(
+        [Span(0, 0, MIB)], read=block, kit=Bench, controller=fixed(1), rouse=lambda kit: roused.set()
+    )
+
+    async def main() -> None:
+        with anyio.move_on_after(0.2):
+            await lanes.run()
+
+    anyio.run(main)
+    assert lanes.stuck() == []
+    assert Bench.open_now == 0
+
+
 def test_max_rate_holds_for_all_lanes_together() -> None:
     spans = [Span(i, 0, 10 * MIB) for i in range(8)]
     before = time.monotonic()

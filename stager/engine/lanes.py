@@ -73,12 +73,13 @@ class Throttle:
 class _Lane:
     """One worker. `moved` and `last` are written by its thread only, and read by everybody."""
 
-    __slots__ = ("began", "last", "lease", "moved", "rate", "retired", "seen")
+    __slots__ = ("began", "kit", "last", "lease", "moved", "rate", "retired", "seen")
 
     def __init__(self) -> None:
         self.moved = 0
         self.last = time.monotonic()
         self.lease: Lease | None = None
+        self.kit: Kit | None = None
         self.began = False
         self.retired = False
         self.seen = 0  # `moved` at the last tick
@@ -90,7 +91,7 @@ class Lanes(Generic[K]):
 
     `read(lease, kit, checkpoint)` reads one lease as `Lease` shows and handles errors of single files itself: any
     other exception it lets out, but for `LeaseReturned`, ends the run. Returning early (a file that shrank) completes the lease. `kit` makes
-    the per-lane equipment, in the lane's thread. `max_rate` is bytes per second for all lanes together. `min_piece`
+    the per-lane equipment, in the lane's thread; `rouse` ends a read that blocks in one, for a run that is over. `max_rate` is bytes per second for all lanes together. `min_piece`
     is the smallest tail in bytes that an idle lane takes over when the controller allows splitting.
 
     Everything public except `run` may be called from any thread.
@@ -105,11 +106,13 @@ class Lanes(Generic[K]):
         controller: Controller,
         max_rate: int | None = None,
         min_piece: int = 64 << 20,
+        rouse: Callable[[K], None] | None = None,
     ) -> None:
         """Nothing starts before `run`."""
         self._supply = Supply(spans, min_piece)
         self._read = read
         self._kit = kit
+        self._rouse = rouse
         self._controller = controller
         self._throttle = Throttle(max_rate) if max_rate else None
         self._lock = threading.Lock()
@@ -197,11 +200,20 @@ class Lanes(Generic[K]):
                 group.cancel_scope.cancel()
         finally:
             self._over.set()
+            self._rouse_all()
             with anyio.move_on_after(_GRACE_S, shield=True):
                 while self.lanes:
                     await anyio.sleep(0.005)
         if self._failure is not None:
             raise self._failure
+
+    def _rouse_all(self) -> None:
+        if self._rouse is None:
+            return
+        with self._lock:
+            kits = [lane.kit for lane in self._lanes if lane.kit is not None]
+        for kit in kits:
+            self._rouse(kit)  # type: ignore[arg-type]
 
     async def _supervise(self, group: anyio.abc.TaskGroup, limiter: anyio.CapacityLimiter) -> None:
         while self._failure is None:
@@ -268,10 +280,11 @@ class Lanes(Generic[K]):
     def _work(self, lane: _Lane) -> None:
         lane.began = True
         try:
-            kit = self._kit()
+            lane.kit = kit = self._kit()
             try:
                 self._serve(lane, kit)
             finally:
+                lane.kit = None
                 kit.close()
         except LaneStopped:
             pass
