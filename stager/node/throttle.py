@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 _SAVED_S = 0.1  # unused time that is saved up: the longest burst
 
@@ -11,16 +12,17 @@ _SAVED_S = 0.1  # unused time that is saved up: the longest burst
 class Throttle:
     """A token bucket. It says how long to wait and leaves the waiting to the caller."""
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`rate` bytes per second; at most a tenth of a second of unused time is saved up."""
         self._rate = rate
+        self._clock = clock
         self._lock = threading.Lock()
-        self._paid_until = time.monotonic()
+        self._paid_until = clock()
 
     def delay(self, count: int) -> float:
         """Seconds to wait for `count` bytes, 0 or less for none. Bytes that wait before they move never exceed the rate."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             self._paid_until = max(self._paid_until, now - _SAVED_S) + count / self._rate
             return self._paid_until - now
 

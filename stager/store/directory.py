@@ -16,6 +16,7 @@ from stager.core.errors import (
     NotFound,
     ObjectChanged,
     RemoteError,
+    StagerError,
     UsageError,
     from_oserror,
 )
@@ -111,7 +112,7 @@ class DirectoryStore:
             raise UsageError(f"`{shown(name)}` cannot be the name of a file below `{shown(self._path)}`")
         path = os.path.join(self._path, name)
         folder = os.path.dirname(name)
-        expected = os.path.join(os.path.realpath(self._path), folder).rstrip("/")
+        expected = os.path.join(os.path.realpath(self._path), folder)
         if folder and os.path.realpath(os.path.dirname(path)) != expected:
             raise AccessDenied(
                 f"`{shown(path)}`: a folder above it is a symlink, and nothing is changed through one",
@@ -243,9 +244,15 @@ def _looked_at(prefix: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, os.s
         yield prefix + entry.name, stat
 
 
-def _translated(exc: OSError, path: str) -> Exception:
+def _translated(exc: OSError, path: str) -> StagerError:
+    if exc.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no object can have, or be found by, such a name
+        return NotFound(str(from_oserror(exc, f"`{shown(path)}`")))
     return from_oserror(exc, f"`{shown(path)}`")
 
 
 def _proper(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
     return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))

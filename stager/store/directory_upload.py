@@ -50,7 +50,7 @@ class DirectoryUpload:
     def __init__(self, root: str, name: str, size: int, *, replace: bool, resume: bool) -> None:
         """Opens the file; with `resume` keeps what is in it. Raises `StagerError` where it cannot be made."""
         self._name, self._size, self._replace = name, size, replace
-        self._final = os.path.join(root, name)
+        self._root, self._final = root, os.path.join(root, name)
         try:
             self._fd, self._part = _claim(self._final)
         except OSError as exc:
@@ -120,7 +120,7 @@ class DirectoryUpload:
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
             self._rename()
-            _sync_folder(os.path.dirname(self._final))
+            self._sync_folders()
             return stored(self._name, os.fstat(self._fd))
         except FileExistsError as exc:
             self.abort()
@@ -145,6 +145,14 @@ class DirectoryUpload:
             os.rename(self._part, self._final)
         else:
             os.unlink(self._part)
+
+    def _sync_folders(self) -> None:
+        """All up to the root: some of them may be new."""
+        folder = os.path.dirname(self._name)
+        while folder:
+            _sync_folder(os.path.join(self._root, folder))
+            folder = os.path.dirname(folder)
+        _sync_folder(self._root)
 
     def abort(self) -> None:
         """As `Upload.abort`."""
@@ -196,16 +204,22 @@ def _locked(path: str) -> int | None:
     except OSError:
         pass  # no locks on this filesystem
     try:
-        if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
-            return fd
+        mine = os.fstat(fd)
+        if os.path.samestat(mine, os.stat(path, follow_symlinks=False)):
+            if mine.st_nlink == 1:
+                return fd
+            os.unlink(path)  # a run that ended between link and unlink: these bytes are those of the object
     except FileNotFoundError:
         pass
+    except BaseException:
+        os.close(fd)
+        raise
     os.close(fd)
     return -1
 
 
 def _sync_folder(path: str) -> None:
-    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from stager.core.errors import Interrupted
@@ -20,10 +21,17 @@ class Limited:
     however many readers there are.
     """
 
-    def __init__(self, store: Store, rate: int, pause: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rate: int,
+        pause: Callable[[float], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`rate` in bytes per second. `pause` waits for so many seconds; what it raises ends the call."""
         self.adapter = store
-        self._throttle = Throttle(rate)
+        self._throttle = Throttle(rate, clock)
         self._pause = pause
 
     @property
@@ -81,8 +89,8 @@ class LimitedReader:
 
         def pay() -> None:
             nonlocal paid
-            if paid <= 0 and left > 0:
-                due = min(BLOCK, left) - paid  # an adapter may give more at once than was paid for
+            due = min(BLOCK, left) - paid  # the next block may be that large
+            if due > 0:
                 paid += due
                 self._wait(self._throttle.delay(due), name)
 

@@ -150,11 +150,13 @@ class Patience:
             raise exc
         self._failures += 1
         self._expired = self._expired + 1 if isinstance(exc, CredentialsExpired) else 0
+        longest = min(_LONGEST_S, _FIRST_S * 2.0 ** min(self._failures - 1, 30))
         left = self._since + self._give_up_after - self._clock()
+        if self._failures == 1 and self._give_up_after > 0:
+            left = max(left, longest)  # a low rate may have eaten all of the time before anything failed
         asked = exc.retry_after or 0.0
         if left <= 0 or asked > left or self._expired >= _EXPIRED:
             raise exc
-        longest = min(_LONGEST_S, _FIRST_S * 2.0 ** min(self._failures - 1, 30))
         wait = min(asked + random.uniform(0, longest), left)  # noqa: S311  # no secret
         if self._on_retry is not None:
             self._on_retry(self._what, exc)
