@@ -19,6 +19,7 @@ import anyio.to_thread
 from stager.core.model import Span
 from stager.engine.pace import Controller, Decision
 from stager.engine.supply import Lease, Supply
+from stager.node.throttle import Throttle
 
 __all__ = ["Checkpoint", "Kit", "LaneStopped", "Lanes", "Lease", "LeaseReturned"]
 
@@ -51,23 +52,6 @@ class LaneStopped(Exception):
 
 class LeaseReturned(Exception):
     """Raised by `read` to give the rest of its lease to whichever lane is free next, this one included."""
-
-
-class Throttle:
-    """A rate in bytes per second shared by all lanes."""
-
-    def __init__(self, rate: int) -> None:
-        """`rate` bytes per second; at most a tenth of a second of unused time is saved up."""
-        self._rate = rate
-        self._lock = threading.Lock()
-        self._paid_until = time.monotonic()
-
-    def delay(self, count: int) -> float:
-        """Seconds to wait after moving `count` bytes."""
-        with self._lock:
-            now = time.monotonic()
-            self._paid_until = max(self._paid_until, now - 0.1) + count / self._rate
-            return self._paid_until - now
 
 
 class _Lane:
