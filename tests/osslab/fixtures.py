@@ -1,0 +1,42 @@
+"""The `oss` fixture: a server in a thread of the test process, on a free port, with a bucket and a key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.osslab.keys import AccessKey
+from tests.osslab.server import OssServer
+
+
+class Oss(OssServer):
+    """The server, with what a test hands to its clients."""
+
+    def url(self, name: str = "", *, bucket: str | None = None) -> str:
+        """``oss://BUCKET/NAME``."""
+        return f"oss://{bucket or self.bucket.name}/{name}"
+
+    def env(self, key: AccessKey | None = None) -> dict[str, str]:
+        """The environment of a child process that uses this key (default: the one that may do all)."""
+        used = key or self.key
+        found = {
+            "OSS_ACCESS_KEY_ID": used.id,
+            "OSS_ACCESS_KEY_SECRET": used.secret,
+            "OSS_ENDPOINT": self.endpoint,
+            "OSS_REGION": self.region,
+        }
+        if used.token:
+            found["OSS_SESSION_TOKEN"] = used.token
+        return found
+
+
+@pytest.fixture
+def oss() -> Iterator[Oss]:
+    """A fresh `Oss`: ``oss.put("r1/a.bin", b"...")``, ``oss.endpoint``, ``oss.env()``, ``oss.faults.add(Fault("reset"))``, ``oss.log``."""
+    server = Oss()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
