@@ -24,11 +24,12 @@ from stager.core.errors import (
     RemoteError,
     StagerError,
 )
+from stager.node.throttle import Throttle
 from stager.store.base import BLOCK
 from stager.store.directory import DirectoryStore
 from stager.store.directory_upload import PART_SIZE
-from stager.store.limit import Limited
-from stager.store.retry import Retrying
+from stager.store.limit import Limited, LimitedReader
+from stager.store.retry import Retrying, RetryingReader
 from tests.faulty import Fault, Faulty
 
 
@@ -319,6 +320,47 @@ def test_an_interrupt_between_two_blocks_is_not_retried(bench: Bench) -> None:
         reader.read("file", 0, 3 * BLOCK, sink)
     assert len(got) == BLOCK
     assert bench.faulty.attempts("read") == 1
+
+
+class Slow:
+    """A reader whose `interrupt` takes until the next read has begun, or a while."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.begun = threading.Event()
+        self.interrupting = threading.Event()
+
+    def read(self, name: str, offset: int, length: int, sink: object, *, etag: str | None = None) -> None:
+        self.log.append("read")
+        if self.log.count("read") == 2:
+            self.begun.set()
+        else:
+            assert self.interrupting.wait(60)
+
+    def interrupt(self) -> None:
+        self.interrupting.set()
+        self.begun.wait(0.2)
+        self.log.append("interrupted")
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_an_interrupt_never_hits_the_read_after(bench: Bench, limited: bool) -> None:
+    slow = Slow()
+    reader = (
+        LimitedReader(slow, Throttle(1 << 40), lambda seconds: None)  # type: ignore[arg-type]
+        if limited
+        else RetryingReader(bench.store, slow)  # type: ignore[arg-type]
+    )
+    first = threading.Thread(target=reader.read, args=("a", 0, 0, None))
+    first.start()
+    while not slow.log:
+        pass
+    other = threading.Thread(target=reader.interrupt)
+    other.start()
+    first.join()
+    reader.read("b", 0, 0, lambda block: None)
+    other.join()
+    assert slow.log == ["read", "interrupted", "read"]
 
 
 # Listings

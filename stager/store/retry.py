@@ -225,9 +225,10 @@ class RetryingReader:
 
     def interrupt(self) -> None:
         """As `Reader.interrupt`; a wait between two attempts ends too."""
-        with self._lock:
-            self._interrupted = self._reading
-        self._reader.interrupt()
+        with self._lock:  # held meanwhile, so that it cannot hit the next read
+            if self._reading:
+                self._interrupted = True
+                self._reader.interrupt()
 
     def close(self) -> None:
         """As `Reader.close`."""
