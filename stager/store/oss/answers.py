@@ -1,0 +1,129 @@
+"""What OSS's answers say: headers, ranges, and the parts of an upload with their CRC. Pure."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from urllib.parse import unquote
+
+from stager.store.base import StoredObject, UploadedPart
+
+CRC_HEADER = "x-oss-hash-crc64ecma"
+META = "x-oss-meta-"
+MUST_RESTORE = ("ColdArchive", "DeepColdArchive")
+ARCHIVE = ("Archive", *MUST_RESTORE)
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """The bytes [`start`, `end`) of an object of `size` bytes."""
+
+    start: int
+    end: int
+    size: int
+
+
+def content_range(text: str | None) -> ContentRange | None:
+    """What a ``Content-Range`` header says; None for a missing or strange one."""
+    match = _RANGE.fullmatch(text or "")
+    return ContentRange(int(match[1]), int(match[2]) + 1, int(match[3])) if match else None
+
+
+def described(name: str, size: int, headers: Mapping[str, str]) -> StoredObject:
+    """The object that the headers of an answer to GET, HEAD, PUT or a completion speak of.
+
+    An object of the class Archive that was not restored is neither readable nor unreadable here: a bucket may allow reading such
+    objects directly, and the answer does not say whether it does.
+    """
+    crc = headers.get(CRC_HEADER)
+    storage_class = headers.get("x-oss-storage-class", "Standard")
+    return StoredObject(
+        name=name,
+        size=size,
+        etag=headers.get("ETag", "").strip('"'),
+        crc64=int(crc) if crc else None,
+        modified=seconds(headers.get("Last-Modified") or headers.get("Date")) or 0.0,
+        storage_class=storage_class,
+        readable=_readable(storage_class, headers.get("x-oss-restore")),
+        metadata={
+            key.lower().removeprefix(META): _text(value)
+            for key, value in headers.items()
+            if key.lower().startswith(META)
+        },
+    )
+
+
+def readable_in_listing(storage_class: str, restore: str | None) -> bool | None:
+    """What a listing tells of an object: of archived ones only that they were restored."""
+    if storage_class not in ARCHIVE:
+        return True
+    return True if restore and 'ongoing-request="false"' in restore else None
+
+
+def _readable(storage_class: str, restore: str | None) -> bool | None:
+    if storage_class not in ARCHIVE:
+        return True
+    if restore:
+        return 'ongoing-request="false"' in restore
+    return False if storage_class in MUST_RESTORE else None
+
+
+def _text(value: str) -> str:
+    """A header's value as it was meant: http.client reads Latin-1, OSS and its clients send UTF-8."""
+    return value.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def seconds(date: str | None) -> float | None:
+    """Seconds since 1970 of an HTTP date; None for a missing or strange one."""
+    try:
+        parsed = parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()  # noqa: UP017
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait by a ``Retry-After`` header, which is a number of seconds or a date; `now` in seconds since 1970."""
+    if not value:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    date = seconds(value)
+    return None if date is None else max(0.0, date - now)
+
+
+@dataclass(frozen=True, slots=True)
+class PartPage:
+    """One page of an upload's parts; `more` is where the next one begins, None after the last."""
+
+    parts: tuple[UploadedPart, ...]
+    more: str | None
+
+
+def part_page(body: bytes) -> PartPage:
+    """A page of ListParts, with each part's CRC, which oss2 leaves out. Parts without one are not given.
+
+    Raises ValueError for what is no such page.
+    """
+    try:
+        root = ET.fromstring(body)  # noqa: S314  # expat expands no external entity, and bounds the others
+    except ET.ParseError as exc:
+        raise ValueError(str(exc)) from exc
+    parts = []
+    for node in root.findall("Part"):
+        crc = node.findtext("HashCrc64ecma")
+        if crc:
+            etag = (node.findtext("ETag") or "").strip('"')
+            number, size = int(node.findtext("PartNumber") or ""), int(node.findtext("Size") or "")
+            parts.append(UploadedPart(number, size, etag, int(crc)))
+    if (node_text := root.findtext("IsTruncated")) not in ("true", "false"):
+        raise ValueError("IsTruncated is missing")
+    marker = root.findtext("NextPartNumberMarker")
+    if node_text == "true" and not marker:
+        raise ValueError("NextPartNumberMarker is missing")
+    return PartPage(tuple(parts), unquote(marker or "") if node_text == "true" else None)

@@ -1,0 +1,174 @@
+"""The one place where what goes wrong with OSS becomes an error of stager's.
+
+OSS's own words stay in the message, with its error code, the request id and the EC code that its support asks for. No URL, no header
+and no part of a signature does: the details of a refused signature hold the security token.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from stager.core.errors import (
+    AccessDenied,
+    CredentialsExpired,
+    IntegrityError,
+    MustRestore,
+    NotFound,
+    ObjectChanged,
+    ObjectExists,
+    RemoteError,
+    StagerError,
+    UsageError,
+)
+from stager.core.units import shown
+from stager.store.credentials import Credentials
+from stager.store.oss.answers import retry_after, seconds
+
+_EXPIRED = {"SecurityTokenExpired", "InvalidSecurityToken", "RequestTimeTooSkewed", "RequestExpired"}
+_TEMPORARY = {"InvalidAccessKeyId"}  # temporary credentials that ran out are forgotten by some servers
+_TRANSIENT = {
+    "RequestTimeout",
+    "InvalidDigest",
+    "IncompleteBody",
+    "OperationAborted",
+    "RequestIsNotMultiPartContent",
+}
+_BROKEN_UPLOAD = {"InvalidPart", "InvalidPartOrder", "EntityTooSmall"}
+
+
+def refused(
+    exc: Any, subject: str, *, used: Credentials | None = None, restore: str = "", now: float
+) -> StagerError:
+    """The error that an answer of OSS becomes; `exc` is oss2's `OssError` with a status, `subject` what it was about.
+
+    `used` are the credentials that signed the request, `restore` the ``oss://`` name to write after ``ossutil restore``, `now` seconds
+    since 1970.
+    """
+    status, code = int(exc.status), exc.code or ""
+    why = _hidden(_words(exc, code), used)
+    denied = status == 403
+    if status == 412:
+        return ObjectChanged(f"{subject} is no longer the version that was asked for ({why})")
+    if status == 416:
+        return ObjectChanged(f"{subject} has fewer bytes than were asked for ({why})")
+    if denied and code == "InvalidObjectState":
+        hint = f"restore it first: `ossutil restore {shown(restore)}`" if restore else "restore it first"
+        return MustRestore(
+            f"{subject} is archived and has to be restored before it can be read ({why})", hint=hint
+        )
+    if code in _EXPIRED or (code == "AccessDenied" and "expired" in (exc.message or "").lower()):
+        return CredentialsExpired(
+            f"{subject}: the credentials have run out ({why})", hint=_clock(code, exc.headers, now)
+        )
+    if denied and code in _TEMPORARY and used is not None and used.token:
+        return CredentialsExpired(f"{subject}: the temporary credentials are not known any more ({why})")
+    if status == 404:
+        return NotFound(f"{subject} does not exist ({why})", hint=_missing(code))
+    if status == 409 and code in ("FileAlreadyExists", "ObjectAlreadyExists"):
+        return ObjectExists(f"{subject} is there already, and was not to be replaced ({why})")
+    if status in (401, 403, 407) or code in ("FileImmutable", "AccessForbidden"):
+        return AccessDenied(f"{subject}: access is denied ({why})", hint=_permission(exc, code, status))
+    if code in _BROKEN_UPLOAD:
+        return IntegrityError(f"{subject}: the parts of the upload are not those that were sent ({why})")
+    if status >= 500 or status in (408, 409, 429) or code in _TRANSIENT or 200 <= status < 300:
+        wait = retry_after(exc.headers.get("Retry-After"), now)
+        return RemoteError(f"{subject}: OSS cannot answer now ({why})", retry_after=wait)
+    return UsageError(f"{subject}: OSS does not accept the request ({why})", hint=_request(exc, code))
+
+
+def _words(exc: Any, code: str) -> str:
+    headers: Mapping[str, str] = exc.headers
+    ec = exc.ec or headers.get("x-oss-ec", "")
+    said = f"{code}: {exc.message}" if code and exc.message else code or f"HTTP {exc.status}"
+    parts = [said]
+    if exc.request_id:
+        parts.append(f"request {exc.request_id}")
+    else:
+        parts.append("by something that is not OSS: no request id")
+    if ec:
+        parts.append(f"EC {ec}")
+    return shown(", ".join(parts))
+
+
+def _hidden(text: str, used: Credentials | None) -> str:
+    """`text` without what must not be shown, should another server put it into its answer."""
+    for secret in (used.secret, used.token) if used is not None else ():
+        if secret:
+            text = text.replace(secret, "***")
+    return text
+
+
+def _clock(code: str, headers: Mapping[str, str], now: float) -> str | None:
+    if code != "RequestTimeTooSkewed":
+        return None
+    there = seconds(headers.get("Date"))
+    ahead = (
+        "" if there is None else f": it is {abs(now - there):.0f} s {'ahead' if now > there else 'behind'}"
+    )
+    return f"the clock of this node is wrong{ahead}; set it (chrony, ntpd)"
+
+
+def _missing(code: str) -> str | None:
+    if code == "NoSuchBucket":
+        return "check the bucket's name, and that the endpoint is in its region"
+    return None
+
+
+def _permission(exc: Any, code: str, status: int) -> str | None:
+    elsewhere = (exc.details or {}).get("Endpoint")
+    if elsewhere:
+        return f"the bucket is in another region: use `--endpoint {shown(elsewhere)}`"
+    if status == 407:
+        return "the proxy in http_proxy or https_proxy wants a name and a password"
+    if not exc.request_id:
+        return "a proxy or another server answered; check the endpoint and http_proxy, https_proxy, no_proxy"
+    return {
+        "SignatureDoesNotMatch": "the secret does not belong to the key id, or the region is wrong (`--region`)",
+        "InvalidAccessKeyId": "the key id is unknown or disabled",
+        "UserDisable": "the account is disabled or has bills to pay",
+    }.get(code)
+
+
+def _request(exc: Any, code: str) -> str | None:
+    elsewhere = (exc.details or {}).get("Endpoint")
+    if elsewhere:
+        return f"use `--endpoint {shown(elsewhere)}`"
+    if "region" in (exc.message or "").lower():
+        return "the region that requests are signed for is wrong: give `--region`"
+    if code == "InvalidArgument" and "signature" in (exc.message or "").lower():
+        return "try `--signature v1` or `--signature v4`"
+    return None
+
+
+def unreachable(exc: OSError | http.client.HTTPException, subject: str) -> StagerError:
+    """The error that trouble on the way becomes: worth a retry, but for certificates and protocols, which do not heal."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return AccessDenied(
+            f"{subject}: the server's certificate is not trusted ({exc.verify_message})",
+            hint="set SSL_CERT_FILE to the CA certificates that it should be checked against",
+        )
+    if isinstance(exc, ssl.SSLError) and exc.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return UsageError(
+            f"{subject}: the server does not speak https", hint="write the endpoint with http://"
+        )
+    if isinstance(exc, socket.gaierror):
+        return RemoteError(
+            f"{subject}: the endpoint's name is not known ({exc.strerror})",
+            hint="check the endpoint and the bucket's name",
+        )
+    if isinstance(exc, TimeoutError):
+        return RemoteError(f"{subject}: no answer in time")
+    if isinstance(exc, OSError):
+        return RemoteError(f"{subject}: the connection failed ({exc.strerror or type(exc).__name__})")
+    if isinstance(exc, http.client.IncompleteRead):
+        return RemoteError(f"{subject}: the answer ended early")
+    return RemoteError(f"{subject}: the answer is not HTTP ({type(exc).__name__})")
+
+
+def garbled(exc: Exception, subject: str) -> RemoteError:
+    """The error that an answer which cannot be parsed becomes."""
+    return RemoteError(f"{subject}: the answer is not what OSS sends ({shown(str(exc))})")

@@ -1,0 +1,266 @@
+"""Objects on their way in: in one request, or in parts. Every answer's CRC is compared with that of what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace as changed
+from typing import Any
+
+from stager.core.checksum import combine, crc64
+from stager.core.errors import IntegrityError, NotFound, RemoteError, UsageError
+from stager.core.units import MIB, shown
+from stager.store.base import Pace, StoredObject, Unfinished, UploadedPart
+from stager.store.oss.answers import META, described, part_page
+from stager.store.oss.client import Client
+from stager.store.oss.wire import Line
+
+PART_FLOOR = 16 * MIB
+"""Bytes of a part at least: 100 KB would do for OSS, but the request takes longer than so little data."""
+_MOST_PARTS = 10_000
+_LARGEST_PART = 5 << 30
+_FORBID = {"x-oss-forbid-overwrite": "true"}
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part but the last of an object of `size` bytes: whole MiB, so that 10,000 parts suffice.
+
+    Follows from `size` alone, so that another process can go on with an upload. Raises `UsageError` for what OSS cannot hold.
+    """
+    needed = -(-size // _MOST_PARTS)
+    part = max(PART_FLOOR, -(-needed // MIB) * MIB)
+    if part > _LARGEST_PART:
+        raise UsageError(f"an object of {size} bytes is larger than OSS takes")
+    return part
+
+
+def uploads(client: Client, prefix: str) -> Iterator[Unfinished]:
+    """The multipart uploads that were begun and not ended, of keys that begin with `prefix`; `name` is the whole key."""
+    marker = ("", "")
+    subject = client.subject(prefix)
+    while True:
+        with client.translated(subject):
+            page = client.control.list_multipart_uploads(
+                prefix=prefix, key_marker=marker[0], upload_id_marker=marker[1]
+            )
+        for one in page.upload_list:
+            yield Unfinished(one.key, one.upload_id, float(one.initiation_date))
+        if not page.is_truncated:
+            return
+        following = (page.next_key_marker, page.next_upload_id_marker)
+        if following == marker or not any(following):
+            raise RemoteError(f"{subject}: the list of uploads does not go on after a page")
+        marker = following
+
+
+class _Sending:
+    """What both kinds of upload share: the object, its headers, and one connection for its bytes."""
+
+    def __init__(
+        self, client: Client, prefix: str, name: str, size: int, metadata: Mapping[str, str], *, replace: bool
+    ) -> None:
+        self.client, self.name, self.size = client, name, size
+        self.key = client.key(prefix, name)
+        self.subject = client.subject(self.key)
+        self.metadata = dict(metadata)
+        self.guard = {} if replace else _FORBID
+        self.headers = {**self.guard, **_headers(metadata, self.subject)}
+        self._line = Line(client.route)
+        self._bucket: Any = None
+
+    @contextmanager
+    def bulk(self, pace: Pace | None) -> Iterator[Any]:
+        """An oss2 bucket over the own connection, which does not outlive an error."""
+        self._line.pace, self._line.own = pace, None
+        try:
+            with self.client.translated(self.subject, key=self.key, line=self._line):
+                if self._bucket is None:
+                    self._bucket = self.client.bucket(self._line)
+                yield self._bucket
+                if self._line.answer is not None:
+                    self._line.answer.read()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._line.pace = None
+
+    def made(self, result: Any) -> StoredObject:
+        return changed(described(self.name, self.size, result.headers), metadata=self.metadata)
+
+    def close(self) -> None:
+        self._line.connection.drop()
+
+
+class SingleUpload:
+    """An `Upload` of an object small enough for one request, which `complete` sends."""
+
+    def __init__(self, sending: _Sending) -> None:
+        """Nothing is sent before `complete`."""
+        self.part_size = part_size(sending.size)
+        self.parts: tuple[UploadedPart, ...] = ()
+        self._sending = sending
+        self._data: bytes | None = None if sending.size else b""
+        self._crc = 0
+        self._pace: Pace | None = None
+
+    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+        """As `Upload.part`; keeps a copy."""
+        _fits(number, data.nbytes, 1, self._sending.size)
+        self._data, self._pace = bytes(data), pace
+        self._crc = crc64(self._data)
+        return UploadedPart(1, data.nbytes, "", self._crc)
+
+    def complete(self) -> StoredObject:
+        """As `Upload.complete`; `RemoteError` when what arrived has another CRC, for sending it again may help."""
+        if self._data is None:
+            raise ValueError("part 1 is missing")
+        sending = self._sending
+        with sending.bulk(self._pace) as bucket:
+            result = bucket.put_object(sending.key, self._data, headers=sending.headers)
+        _agree(result.crc, self._crc, sending.subject)
+        sending.close()
+        return sending.made(result)
+
+    def abort(self) -> None:
+        """As `Upload.abort`."""
+        self._sending.close()
+
+
+class MultipartUpload:
+    """An `Upload` in parts. `upload_id` is what OSS calls it by."""
+
+    def __init__(self, sending: _Sending, upload_id: str, parts: tuple[UploadedPart, ...]) -> None:
+        """`parts` are those that are there already and fit."""
+        self.part_size = part_size(sending.size)
+        self.parts = parts
+        self.upload_id = upload_id
+        self._sending = sending
+        self._sent = {part.number: part for part in parts}
+        self._count = -(-sending.size // self.part_size)
+        self._ended = False
+
+    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+        """As `Upload.part`."""
+        sending = self._sending
+        _fits(number, data.nbytes, self._count, self._expected(number))
+        crc = crc64(data)
+        with sending.bulk(pace) as bucket:
+            result = bucket.upload_part(sending.key, self.upload_id, number, data.cast("B"))
+        _agree(result.crc, crc, f"part {number} of {sending.subject}")
+        part = self._sent[number] = UploadedPart(number, data.nbytes, result.etag or "", crc)
+        return part
+
+    def complete(self) -> StoredObject:
+        """As `Upload.complete`."""
+        import oss2  # type: ignore[import-untyped]
+
+        sending = self._sending
+        parts = [part for _, part in sorted(self._sent.items())]
+        if [part.number for part in parts] != list(range(1, self._count + 1)):
+            raise ValueError(f"{len(parts)} parts of {self._count} are there")
+        infos = [oss2.models.PartInfo(part.number, part.etag) for part in parts]
+        with sending.client.translated(sending.subject):
+            result = sending.client.control.complete_multipart_upload(
+                sending.key, self.upload_id, infos, headers=sending.guard
+            )
+        self._ended = True
+        sending.close()
+        self._proven(result.crc, parts)
+        return sending.made(result)
+
+    def _proven(self, crc: int | None, parts: list[UploadedPart]) -> None:
+        folded = 0
+        for part in parts:
+            folded = combine(folded, part.crc64, part.size)
+        if crc == folded:
+            return
+        # An answer may be damaged while the object is not: what it has itself counts.
+        with self._sending.client.translated(self._sending.subject):
+            headers = self._sending.client.control.head_object(self._sending.key).headers
+        crc = described(self._sending.name, self._sending.size, headers).crc64
+        if crc != folded:
+            raise IntegrityError(
+                f"{self._sending.subject}: its CRC-64 is {crc}, that of what was sent {folded}"
+            )
+
+    def abort(self) -> None:
+        """As `Upload.abort`."""
+        self._sending.close()
+        if self._ended:
+            return
+        try:
+            with self._sending.client.translated(self._sending.subject):
+                self._sending.client.control.abort_multipart_upload(self._sending.key, self.upload_id)
+        except NotFound:
+            pass  # it is gone, which is what was wanted
+        self._ended = True
+
+    def _expected(self, number: int) -> int:
+        return min(self.part_size, self._sending.size - (number - 1) * self.part_size)
+
+
+def begin(
+    client: Client,
+    prefix: str,
+    name: str,
+    size: int,
+    *,
+    metadata: Mapping[str, str],
+    replace: bool,
+    resume: bool,
+) -> SingleUpload | MultipartUpload:
+    """As `Store.upload`. A resumed upload keeps the metadata that it was begun with."""
+    sending = _Sending(client, prefix, name, size, metadata, replace=replace)
+    if size <= part_size(size):
+        return SingleUpload(sending)
+    if resume and (found := _newest(sending)) is not None:
+        return found
+    with client.translated(sending.subject):
+        upload_id = client.control.init_multipart_upload(sending.key, headers=sending.headers).upload_id
+    return MultipartUpload(sending, upload_id, ())
+
+
+def _newest(sending: _Sending) -> MultipartUpload | None:
+    mine = [one for one in uploads(sending.client, sending.key) if one.name == sending.key]
+    for one in sorted(mine, key=lambda one: one.begun, reverse=True)[:1]:
+        try:
+            return MultipartUpload(sending, one.upload_id, tuple(_parts(sending, one.upload_id)))
+        except NotFound:
+            break  # ended meanwhile
+    return None
+
+
+def _parts(sending: _Sending, upload_id: str) -> Iterator[UploadedPart]:
+    """The parts that are there and have the sizes that this upload would give them."""
+    usual, marker = part_size(sending.size), ""
+    while True:
+        with sending.client.translated(sending.subject):
+            result = sending.client.control.list_parts(sending.key, upload_id, marker=marker)
+            page = part_page(result.resp.body)
+        for part in page.parts:
+            if part.size == min(usual, sending.size - (part.number - 1) * usual):
+                yield part
+        if page.more is None:
+            return
+        if page.more == marker:
+            raise RemoteError(f"{sending.subject}: the list of parts does not go on after a page")
+        marker = page.more
+
+
+def _fits(number: int, size: int, count: int, expected: int) -> None:
+    if not 1 <= number <= count or size != expected:
+        raise ValueError(f"part {number} of {count} has {size} bytes, {expected} are expected")
+
+
+def _agree(theirs: int | None, ours: int, subject: str) -> None:
+    if theirs != ours:
+        raise RemoteError(f"{subject}: what arrived has the CRC-64 {theirs}, what was sent {ours}")
+
+
+def _headers(metadata: Mapping[str, str], subject: str) -> dict[str, str]:
+    for key, value in metadata.items():
+        plain = all(c.isascii() and (c.isalnum() or c == "-") for c in key) and key
+        if not plain or not value.isprintable() or value != value.strip():
+            raise UsageError(f"{subject}: `{shown(key)}` cannot be metadata of an object")
+    return {META + key.lower(): value for key, value in metadata.items()}

@@ -1,0 +1,236 @@
+"""The connections that carry requests: one kept alive in each reader and upload, a few shared by everything else.
+
+oss2 builds, signs and parses; it hands a signed request to a session, and here are the sessions: `Line` and `Pool`. So signatures
+stay in headers, which no proxy writes down as it does URLs, both kinds of request have one transport (timeouts, proxies,
+certificates, source addresses), and bodies go around oss2: read straight into the reader's buffer, sent straight from the caller's
+memory. Nothing of requests and urllib3 is used, nor their ``.netrc``, redirects and path clean-up.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from stager.core.errors import Interrupted
+from stager.store.base import BLOCK, Pace
+from stager.store.oss.route import Origin, Route
+
+_MOST_IDLE = 16  # connections kept for control requests; beyond that they are closed after use
+
+
+class Answer:
+    """An answer as oss2 wants it. `body` is the whole body where it was read already."""
+
+    def __init__(self, response: http.client.HTTPResponse, body: bytes | None = None) -> None:
+        """`response` has its headers read."""
+        self.response = response
+        self.status = response.status
+        self.headers = response.headers
+        self.request_id = response.headers.get("x-oss-request-id", "")
+        self.body = body
+        self._left = body
+
+    def read(self, amt: int | None = None) -> bytes:
+        """The next `amt` bytes, or all that is left."""
+        if self._left is None:
+            return self.response.read(amt)
+        got = self._left if amt is None else self._left[:amt]
+        self._left = self._left[len(got) :]
+        return got
+
+    def __iter__(self) -> Iterator[bytes]:
+        while got := self.read(BLOCK):
+            yield got
+
+
+class Connection:
+    """One connection to wherever requests go, opened when needed and again after `drop`.
+
+    One thread at a time, but for `interrupt`, which ends what happens between `begin` and `end`.
+    """
+
+    def __init__(self, route: Route) -> None:
+        """Not connected yet."""
+        self._route = route
+        self._origin: Origin | None = None
+        self._via_proxy: str | None = None
+        self._proxied = False
+        self._http: http.client.HTTPConnection | None = None
+        self._sock: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._busy = False
+        self.stopped = False
+
+    def request(self, req: Any, pace: Pace | None = None) -> http.client.HTTPResponse:
+        """Sends a request of oss2 and gives the answer, its body unread. Raises OSError and `http.client.HTTPException`.
+
+        `pace` is called before each block of the body.
+        """
+        query = "&".join(
+            f"{quote(k, '')}={quote(v, '')}" if v else quote(k, "") for k, v in req.params.items()
+        )
+        url = f"{req.url}?{query}" if query else req.url
+        wire = self._connected(Origin.of(url))
+        parts = urlsplit(url)
+        target = url if self._proxied else url.removeprefix(f"{parts.scheme}://{parts.netloc}") or "/"
+        body = memoryview(req.data or b"")
+        wire.putrequest(req.method, target, skip_host=True, skip_accept_encoding=True)
+        wire.putheader("Host", parts.netloc)
+        for name, value in req.headers.items():
+            if value is not None and name.lower() != "content-length":
+                wire.putheader(name, value.encode("utf-8") if isinstance(value, str) else value)
+        if self._via_proxy:
+            wire.putheader("Proxy-Authorization", self._via_proxy)
+        if body.nbytes or req.method in ("PUT", "POST"):
+            wire.putheader("Content-Length", str(body.nbytes))
+        wire.endheaders()
+        refused = self._send(wire, body, pace)
+        try:
+            response = wire.getresponse()
+        except (OSError, http.client.HTTPException) as exc:
+            raise refused or exc from None
+        if refused is not None and response.status < 400:
+            raise refused
+        return response
+
+    def _send(self, wire: http.client.HTTPConnection, body: memoryview, pace: Pace | None) -> OSError | None:
+        """Sends the body in blocks; gives the error when the other side stopped listening, for it may have said why."""
+        for start in range(0, body.nbytes, BLOCK):
+            # One sendall for all would put one timeout over the whole body.
+            block = body[start : start + BLOCK]
+            if pace is not None:
+                pace(len(block))
+            try:
+                wire.send(block)
+            except (BrokenPipeError, ConnectionResetError) as exc:
+                return exc
+        return None
+
+    def _connected(self, origin: Origin) -> http.client.HTTPConnection:
+        if self._http is not None and (self._http.sock is None or origin != self._origin or self._stale()):
+            self.drop()
+        if self._http is None:
+            proxy = self._route.proxy(origin)
+            sock = self._route.open(origin, proxy, self._hold)
+            self._proxied = proxy is not None and not origin.https
+            self._via_proxy = proxy.authorization if proxy and self._proxied else None
+            wire = http.client.HTTPConnection(origin.host, origin.port)
+            wire.auto_open = 0  # a connection that ends is ours to replace
+            wire.sock = sock
+            self._http, self._origin = wire, origin
+        return self._http
+
+    def _stale(self) -> bool:
+        """Whether the other side closed the idle connection, or said something nobody asked for."""
+        assert self._sock is not None
+        poll = select.poll()
+        try:
+            poll.register(self._sock, select.POLLIN)
+        except (OSError, ValueError):
+            return True
+        return bool(poll.poll(0))
+
+    def _hold(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._sock = sock
+            if self.stopped:
+                raise Interrupted("interrupted")
+
+    def begin(self) -> None:
+        """From now on `interrupt` means this call."""
+        with self._lock:
+            self._busy, self.stopped = True, False
+
+    def end(self) -> None:
+        """From now on `interrupt` does nothing. An interruption that came too late for the call leaves no broken connection."""
+        with self._lock:
+            self._busy = False
+            stopped, self.stopped = self.stopped, False
+        if stopped:
+            self.drop()
+
+    def interrupt(self) -> None:
+        """From any thread: whatever waits on this connection ends. Sockets are shut down, and closed by their own thread."""
+        with self._lock:
+            if not self._busy:
+                return
+            self.stopped = True
+            if self._sock is not None:
+                with suppress(OSError):
+                    # Not SSLSocket's own: that takes the TLS away under a reader, who would take the ciphertext for data.
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def drop(self) -> None:
+        """Closes; the next request connects again."""
+        with self._lock:
+            sock, self._sock = self._sock, None
+        if self._http is not None:
+            self._http.close()  # closes an answer that is half read as well
+            self._http = None
+        if sock is not None:
+            sock.close()
+
+
+class Line:
+    """An oss2 session over one connection, for one reader or upload. `answer` is the latest one, its body unread.
+
+    `pace` is called before each block that is sent; `own` is what it raised, which is nobody else's to translate.
+    """
+
+    def __init__(self, route: Route) -> None:
+        """Not connected yet."""
+        self.connection = Connection(route)
+        self.answer: Answer | None = None
+        self.pace: Pace | None = None
+        self.own: BaseException | None = None
+
+    def do_request(self, req: Any, timeout: Any) -> Answer:  # noqa: ARG002  # the route has the timeouts
+        """What oss2 calls. Raises OSError and `http.client.HTTPException`."""
+        self.answer = Answer(self.connection.request(req, self._paced if self.pace else None))
+        return self.answer
+
+    def _paced(self, size: int) -> None:
+        assert self.pace is not None
+        try:
+            self.pace(size)
+        except BaseException as exc:
+            self.own = exc
+            raise
+
+
+class Pool:
+    """An oss2 session for requests of any thread; bodies are read whole. Not shared with a forked child."""
+
+    def __init__(self, route: Route) -> None:
+        """No connection yet."""
+        self._route = route
+        self._idle: deque[Connection] = deque()
+        self._pid = os.getpid()
+
+    def do_request(self, req: Any, timeout: Any) -> Answer:  # noqa: ARG002  # the route has the timeouts
+        """What oss2 calls. Raises OSError and `http.client.HTTPException`."""
+        if self._pid != os.getpid():
+            self._idle, self._pid = deque(), os.getpid()
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = Connection(self._route)
+        try:
+            response = connection.request(req)
+            answer = Answer(response, response.read())
+        except BaseException:
+            connection.drop()
+            raise
+        if len(self._idle) < _MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.drop()
+        return answer
