@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.osslab.keys import AccessKey
+from tests.osslab.metadata import Metadata
 from tests.osslab.server import OssServer
+from tests.osslab.sts import Sts
 
 
 class Oss(OssServer):
@@ -40,3 +42,17 @@ def oss() -> Iterator[Oss]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def sts(oss: Oss) -> Iterator[Sts]:
+    """A look-alike STS whose keys `oss` accepts: ``sts.issue()`` gives an OIDC token, ``sts.endpoint`` where to bring it."""
+    with Sts(oss.keys) as service:
+        yield service
+
+
+@pytest.fixture
+def metadata(oss: Oss) -> Iterator[Metadata]:
+    """A look-alike metadata service of ECS whose keys `oss` accepts."""
+    with Metadata(oss.keys) as service:
+        yield service
