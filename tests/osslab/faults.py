@@ -107,15 +107,16 @@ class Faults:
         self._script: list[Fault] = []
         self.counts: Counter[str] = Counter()
 
-    def add(self, *faults: Fault) -> Fault:
-        """Append; gives the last, whose `fired` can be read afterwards."""
+    def add(self, fault: Fault) -> Fault:
+        """Append one, and give it back: its `fired` tells afterwards how often it struck."""
         with self._lock:
-            self._script.extend(faults)
-        return faults[-1]
+            self._script.append(fault)
+        return fault
 
     def load(self, script: Iterable[dict[str, Any]]) -> None:
         """The same from JSON."""
-        self.add(*(Fault(**entry) for entry in script))
+        for entry in script:
+            self.add(Fault(**entry))
 
     def clear(self) -> None:
         """From now on all goes well. The counts stay."""

@@ -1,15 +1,18 @@
-"""The `oss` fixture: a server in a thread of the test process, on a free port, with a bucket and a key."""
+"""The `oss` fixture (a server in a thread of the test process, on a free port, with a bucket and a key) and its companions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests.osslab.keys import AccessKey
 from tests.osslab.metadata import Metadata
+from tests.osslab.process import OssProcess
 from tests.osslab.server import OssServer
 from tests.osslab.sts import Sts
+from tests.osslab.tls import Certificates, certificates
 
 
 class Oss(OssServer):
@@ -36,12 +39,8 @@ class Oss(OssServer):
 @pytest.fixture
 def oss() -> Iterator[Oss]:
     """A fresh `Oss`: ``oss.put("r1/a.bin", b"...")``, ``oss.endpoint``, ``oss.env()``, ``oss.faults.add(Fault("reset"))``, ``oss.log``."""
-    server = Oss()
-    server.start()
-    try:
+    with Oss() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -56,3 +55,30 @@ def metadata(oss: Oss) -> Iterator[Metadata]:
     """A look-alike metadata service of ECS whose keys `oss` accepts."""
     with Metadata(oss.keys) as service:
         yield service
+
+
+@pytest.fixture
+def oss_process() -> Iterator[Callable[..., OssProcess]]:
+    """``oss_process(serve=DIR, faults=JSON)``: the server as a process, ended with the test."""
+    started: list[OssProcess] = []
+
+    def start(**options: Any) -> OssProcess:
+        started.append(OssProcess(**options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def oss_certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """For https: ``OssServer(tls=oss_certificates.context)``; clients must trust ``oss_certificates.ca``."""
+    return certificates(str(tmp_path_factory.mktemp("tls")))
+
+
+@pytest.fixture
+def oss_tls(oss_certificates: Certificates) -> Iterator[Oss]:
+    """`oss` with https."""
+    with Oss(tls=oss_certificates.context) as server:
+        yield server

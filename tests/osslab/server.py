@@ -14,6 +14,7 @@ import ssl
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -61,9 +62,11 @@ class OssServer:
         bucket: str = "models",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._own_room = room is None
         self.region, self.secure = region, tls is not None
         self.storage = Storage(room if room is not None else memory_folder())
+        self._clean = weakref.finalize(self, shutil.rmtree, self.storage.room, ignore_errors=True)
+        if room is not None:
+            self._clean.detach()
         self.bucket = self.storage.bucket(bucket)
         self.keys, self.faults, self.log = Keyring(), Faults(), Log()
         self.key: AccessKey = self.keys.new()
@@ -80,8 +83,7 @@ class OssServer:
         """End all connections and remove what was stored. May be called twice."""
         self.listener.stop()
         self.storage.buckets.clear()
-        if self._own_room:
-            shutil.rmtree(self.storage.room, ignore_errors=True)
+        self._clean()
 
     def __enter__(self) -> Self:
         return self.start()
