@@ -16,8 +16,10 @@ from stager.core.errors import StagerError, UsageError
 from stager.core.events import Failure
 
 _COMMANDS = {
+    "fetch": "Download a model from OSS into a folder, prove every byte, and leave it warm.",
     "warm": "Read model files into the page cache, prove it, and open the gate.",
-    "check": "Say what a warm run would do and how it would end; warm nothing.",
+    "check": "Say what a run would do and how it would end, or whether a store can be used; warm nothing.",
+    "ls": "List a model in a store: sizes, completeness, manifest.",
     "status": "Show what is resident now, file by file, and how that is known.",
     "run": "Warm, then become the engine: `stager run --warm DIR -- CMD ARG...`.",
     "ready": "Answer by exit code whether the marker says ready and is still true.",

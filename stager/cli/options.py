@@ -177,22 +177,38 @@ def with_selection(function: F) -> F:
 
 def with_warm_options(function: F) -> F:
     """Adds everything that warming can be told but PATHs; the command gets ``warm``, a callable from paths to `WarmOptions`."""
+    return _taking(function, _READING, (_living, _gating, _judging, _memory, _reading, _selecting))
 
+
+def with_judging_options(function: F) -> F:
+    """As `with_warm_options`, without the options that say how files are read: for commands that bring the files themselves."""
+    return _taking(function, (), (_living, _gating, _judging, _memory, _selecting))
+
+
+_READING = ("lanes", "no_adapt", "order", "max_rate", "fresh", "anyway", "protect")
+_JUDGING = (
+    "include", "exclude", "reserve", "limit", "budget", "strict", "fail_open", "allow_incomplete", "min_resident", "marker",
+    "hold", "hold_mlock", "idle", "timeout", "stall_timeout",
+)  # fmt: skip
+_UNSAID = {"lanes": 16, "no_adapt": False, "order": Order.AUTO, "max_rate": None, "fresh": False, "anyway": False, "protect": False}  # fmt: skip
+
+
+def _taking(function: F, reading: tuple[str, ...], groups: tuple[Callable[[F], F], ...]) -> F:
     @wraps(function)
     def command(*args: Any, **given: Any) -> Any:
-        names = (
-            "include", "exclude", "lanes", "no_adapt", "order", "max_rate", "fresh", "anyway", "protect", "reserve", "limit",
-            "budget", "strict", "fail_open", "allow_incomplete", "min_resident", "marker", "hold", "hold_mlock", "idle",
-            "timeout", "stall_timeout",
-        )  # fmt: skip
-        settings = {name: given.pop(name) for name in names}
-        source = click.get_current_context().get_parameter_source("marker")
-        settings["marker_named"] = source is not click.core.ParameterSource.DEFAULT
+        settings = {**_UNSAID, **{name: given.pop(name) for name in (*_JUDGING, *reading)}}
+        settings["marker_named"] = was_given("marker")
         return function(*args, warm=lambda paths, **more: _warm_options(paths, settings, **more), **given)
 
-    for decorator in (_living, _gating, _judging, _memory, _reading, _selecting):
-        command = decorator(command)
+    for decorator in groups:
+        command = decorator(command)  # type: ignore[assignment, arg-type]
     return command  # type: ignore[return-value]
+
+
+def was_given(name: str) -> bool:
+    """Whether the user gave the parameter `name`, on the command line or in the environment."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
 
 
 def _warm_options(

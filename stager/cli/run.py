@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import click
 
-from stager.cli.conduct import Output, conduct
+from stager.cli.conduct import Job, Output, conduct
+from stager.cli.fetch_options import FETCH, with_fetch_options
 from stager.cli.options import PATH, option, with_output, with_warm_options
+from stager.cli.store_options import with_store_options
 from stager.core.errors import UsageError
+from stager.core.location import Location
 from stager.engine.report import Reporter, make_reporter
-from stager.jobs.options import WarmOptions
+from stager.jobs.options import FetchOptions, WarmOptions
+from stager.store.opening import StoreOptions
 
 _PATIENCE_S = 0.2  # for a stderr that nobody reads; the engine is waiting
 
@@ -25,25 +30,31 @@ _PATIENCE_S = 0.2  # for a stderr that nobody reads; the engine is waiting
     type=PATH,
     help="Folder or file to warm; repeatable.",
 )
+@FETCH
 @with_warm_options
+@with_fetch_options(own_lanes=False)
+@with_store_options
 @option(
     "--on-failure",
     type=click.Choice(["start", "fail"]),
     default="start",
     show_default=True,
-    help="Whether CMD starts when warming failed. Never for a missing, incomplete or corrupt model.",
+    help="Whether CMD starts when warming failed. Never for a missing, incomplete or corrupt model, or one not all fetched.",
 )
 @with_output
 @click.argument("command_line", nargs=-1, required=True, metavar="-- CMD ARG...", type=click.UNPROCESSED)
 def command(
     paths: tuple[str, ...],
+    fetched: tuple[Location, str] | None,
     warm: Callable[..., WarmOptions],
+    fetch: Callable[..., FetchOptions],
+    store: StoreOptions,
     command_line: tuple[str, ...],
     *,
     on_failure: str,
     output: Output,
 ) -> int:
-    """Warm, then become CMD: the same process, its stdin and stdout untouched.
+    """Warm, or fetch and warm, then become CMD: the same process, its stdin and stdout untouched.
 
     CMD starts when the pages are warm, and at the latest when --timeout is over, even if a read hangs so that it cannot be
     killed. By default it starts even if warming was partial or failed. Everything stager says goes to stderr. With --hold,
@@ -54,38 +65,53 @@ def command(
       stager run --warm /models/r1 -- vllm serve /models/r1
       stager run --warm /mnt/oss/r1 --timeout 20m -- python3 -m sglang.launch_server --model-path /mnt/oss/r1
       stager run --warm /models/r1 --strict --on-failure fail -- ./serve.sh
+      stager run --fetch oss://bucket/models/r1 /models/r1 -- vllm serve /models/r1
       stager run --warm /models/r1 --hold until:http://localhost:8000/health -- vllm serve /models/r1
     """
-    if not paths:
+    if not paths and fetched is None:
         raise UsageError("nothing to warm", hint="name the model: stager run --warm PATH -- CMD ARG...")
-    options = warm(paths, engine_shares_own=True)
+    if paths and fetched is not None:
+        raise UsageError("--warm and --fetch exclude each other", hint="--fetch warms what it has fetched")
+    options = warm(paths or (fetched[1] if fetched else "",), engine_shares_own=True)
     if options.hold.idle:
         raise UsageError(
             "--idle is for `stager warm`", hint="CMD itself keeps the container alive; leave --idle out"
         )
     from stager.jobs.run import RunOptions, run
 
-    wanted = RunOptions(warm=options, command=command_line, start_anyway=on_failure == "start")
-    child = _Child(command_line, output)
+    source = fetch(*fetched, store, options) if fetched is not None else None
+    wanted = RunOptions(
+        warm=options,
+        fetched=source.folder if source else None,
+        command=command_line,
+        start_anyway=on_failure == "start",
+    )
+    child = _Child(command_line, output, source)
     return run(wanted, child.warm, child.make_reporter)
 
 
 class _Child:
     """What the warming process does and how both processes speak: on stderr alone."""
 
-    def __init__(self, command_line: tuple[str, ...], output: Output) -> None:
+    def __init__(self, command_line: tuple[str, ...], output: Output, source: FetchOptions | None) -> None:
         self._command_line = command_line
         self._output = output
+        self._source = source
 
     def warm(self, options: WarmOptions, release: Callable[[int], None]) -> int:
-        """Warm; the exit code. `release` lets CMD start beside a process that holds."""
+        """Warm, after fetching where that was asked for; the exit code. `release` lets CMD start beside a process that holds."""
         from stager.jobs.run import note_bypass
         from stager.jobs.warm import Warm
 
-        def make(reporter: Reporter) -> Warm:
+        def make(reporter: Reporter) -> Job:
             note_bypass(self._command_line, reporter)
             holds = options.hold.seconds is not None or options.hold.url is not None
-            return Warm(options, reporter, concluded=release if holds else None)
+            concluded = release if holds else None
+            if self._source is None:
+                return Warm(options, reporter, concluded=concluded)
+            from stager.jobs.fetch import Fetch
+
+            return Fetch(replace(self._source, warm=options), reporter, concluded=concluded)
 
         return conduct(self._output, make)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from stager.core.location import Location
 from stager.core.marker import DEFAULT_PATH
 from stager.core.outcome import Mode
 from stager.core.plan import Order
+from stager.core.units import GIB
+from stager.store.opening import StoreOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +63,30 @@ class WarmOptions:
     stall_timeout: float | None = 300.0
     marker: str = DEFAULT_PATH
     marker_named: bool = False
+
+
+class Verify(StrEnum):
+    """How far fetched files are proven: `CRC64` costs nothing, `SHA256` reads each file once more from memory."""
+
+    CRC64 = "crc"
+    SHA256 = "sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOptions:
+    """Everything ``stager fetch`` can be told. `warm` is what happens in `folder` afterwards; its lanes are not fetch's.
+
+    `processes` None: as many as help. `keep_free` is what must stay free on the filesystem: bytes, or a share of it (float).
+    """
+
+    source: Location
+    folder: str
+    store: StoreOptions
+    warm: WarmOptions
+    lanes: int = 64
+    adapt: bool = True
+    processes: int | None = None
+    verify: Verify = Verify.CRC64
+    keep_free: int | float = GIB
+    mirror: bool = False
+    cache: bool = True

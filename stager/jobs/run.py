@@ -24,6 +24,7 @@ from stager.core.units import format_duration, shown
 from stager.engine.escort import Release
 from stager.engine.launch import Outcome, become, resolve_command, supervise
 from stager.jobs.gate import Gate
+from stager.jobs.reckoning import is_whole
 from stager.node import notify
 
 if TYPE_CHECKING:
@@ -41,9 +42,13 @@ WarmRun = Callable[["WarmOptions", Release], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What to warm, what to become, and whether a failed warm run keeps us from becoming it."""
+    """What to warm, what to become, and whether a failed warm run keeps us from becoming it.
+
+    `fetched` is the folder that the model is fetched into first: without a whole model in it nothing is started.
+    """
 
     warm: WarmOptions
+    fetched: str | None = None
     command: tuple[str, ...]
     start_anyway: bool = True
 
@@ -131,7 +136,11 @@ class _Launch:
         code = self._give_up(outcome) if outcome.exit_code is None else outcome.exit_code
         if code == 0:
             return None
-        after = f"warming {_manner(outcome)} after {format_duration(outcome.elapsed)}"
+        what = "warming" if self._options.fetched is None else "fetching"
+        after = f"{what} {_manner(outcome)} after {format_duration(outcome.elapsed)}"
+        if self._options.fetched is not None and not is_whole(self._options.fetched):
+            self._warn("not_started", f"{after}, the model is not all there: `{self._name}` is not started")
+            return code
         if code in _FINAL or not self._options.start_anyway:
             self._warn("not_started", f"{after}: `{self._name}` is not started")
             return code

@@ -1,4 +1,6 @@
-"""Kernel calls that Python lacks: cachestat(2), mincore(2), MADV_POPULATE_READ, statx(2)'s unique mount id.
+"""Kernel calls that Python lacks.
+
+cachestat(2), mincore(2), MADV_POPULATE_READ, statx(2)'s unique mount id, fallocate(2) without glibc's emulation, sync_file_range(2).
 
 All go through ctypes, which releases the GIL: ``mmap.madvise`` does not, and one fault that hangs in a FUSE daemon would
 then stop the whole process, its signal handling included. Every call raises ``OSError`` with the kernel's errno.
@@ -19,6 +21,7 @@ _SYS_CACHESTAT = 451  # Linux 6.5; same number on every architecture
 _SYS_STATX = {"x86_64": 332, "aarch64": 291}
 _STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8
 _AT_EMPTY_PATH = 0x1000
+_SYNC_WAIT, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -53,6 +56,8 @@ def _libc() -> ctypes.CDLL:
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
     libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     libc.syscall.restype = ctypes.c_long
     return libc
 
@@ -60,6 +65,25 @@ def _libc() -> ctypes.CDLL:
 def _fail(what: str) -> OSError:
     code = ctypes.get_errno()
     return OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def allocate(fd: int, size: int) -> None:
+    """fallocate(2) the first `size` bytes; EOPNOTSUPP where the filesystem cannot (posix_fallocate(3) would then write them)."""
+    while _libc().fallocate(fd, 0, 0, size):
+        if ctypes.get_errno() != errno.EINTR:
+            raise _fail("fallocate")
+
+
+def start_writeback(fd: int, offset: int, length: int) -> None:
+    """Have the dirty pages of the range written, without waiting (sync_file_range(2))."""
+    if _libc().sync_file_range(fd, offset, length, _SYNC_WRITE):
+        raise _fail("sync_file_range")
+
+
+def finish_writeback(fd: int, offset: int, length: int) -> None:
+    """Write the dirty pages of the range and wait for the disk; metadata is not written."""
+    if _libc().sync_file_range(fd, offset, length, _SYNC_WAIT | _SYNC_WRITE | _SYNC_WAIT_AFTER):
+        raise _fail("sync_file_range")
 
 
 def cachestat(fd: int, offset: int, length: int) -> CacheCount:

@@ -1,0 +1,197 @@
+"""Pieces on their way to whole files: every piece in the journal, every file proven before it gets its name."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from stager.core.errors import IntegrityError
+from stager.core.journal import Begun, Done, Whole
+from stager.core.pieces import Piece, Pieces
+from stager.core.ranges import Missing
+from stager.core.units import shown
+
+if TYPE_CHECKING:
+    from stager.core.journal import Part
+    from stager.core.model import FileEntry
+    from stager.jobs.downloading import Task
+    from stager.node.partfile import PartFile
+    from stager.node.parts import Target
+    from stager.store.base import Store
+
+_TRIES = 2  # of a file whose checksum does not match: the second from its first byte
+
+
+class _File:
+    """One file being put together."""
+
+    def __init__(self, size: int) -> None:
+        self.pieces = Pieces(size)
+        self.answers: dict[int, int | None] = {}  # by offset, the CRC of the object that the answer claimed
+        self.part: PartFile | None = None
+        self.begun = False  # the part file is of this version
+        self.tries = 0
+        self.done = False
+
+
+class Assembly:
+    """Puts the files of `tasks` together in `target`; `entries` say what the manifest knows of each.
+
+    `finished` files have their final names. `resumed` bytes were there from an earlier run, and have been checked.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        tasks: Sequence[Task],
+        entries: Sequence[FileEntry],
+        *,
+        sha256: bool,
+    ) -> None:
+        self._target = target
+        self._store = store
+        self._tasks = tasks
+        self._entries = entries
+        self._sha256 = sha256
+        self._claimed = target.read_journal().parts
+        self._files = [_File(task.size) for task in tasks]
+        self._lock = threading.Lock()
+        self._ready: deque[int] = deque()
+        self.finished: dict[int, Whole] = {}
+        self.resumed = 0
+        self.mended = 0  # files that had to be fetched again because their checksum did not match
+
+    def resume(self, checkpoint: Callable[[int], None]) -> None:
+        """Take over what the journal claims of part files, as far as the bytes on disk prove it. Reads those bytes."""
+        for index, task in enumerate(self._tasks):
+            known = self._claim(task)
+            if known is None or not known.pieces:
+                continue
+            for piece in self.part(index).check(known.pieces, checkpoint):
+                self._files[index].pieces.add(piece)
+                self._files[index].answers[piece.offset] = None
+                self.resumed += piece.length
+            if self._files[index].pieces.whole:
+                self._ready.append(index)
+
+    def missing(self) -> list[Missing]:
+        """What is still to be fetched; empty files are ready without."""
+        found = []
+        for index, file in enumerate(self._files):
+            if not file.done and not file.pieces.whole:
+                found.append(Missing(index, self._tasks[index].size, tuple(file.pieces.missing())))
+        return found
+
+    def room(self) -> int:
+        """Bytes of disk that the files will take, beyond what their part files have."""
+        have = (min(task.size, self._target.allocated(task.path)) for task in self._tasks)
+        return sum(task.size for task in self._tasks) - sum(have)
+
+    def ready(self) -> list[int]:
+        """Files that became whole since the last call: `finish` each, in any thread."""
+        found = []
+        while self._ready:
+            found.append(self._ready.popleft())
+        return found
+
+    def add_empty(self) -> None:
+        """Make files of no bytes ready."""
+        self._ready.extend(index for index, task in enumerate(self._tasks) if not task.size)
+
+    def _claim(self, task: Task) -> Part | None:
+        """What the journal says of the part file, if it is of this version."""
+        known = self._claimed.get(task.path)
+        return known if known is not None and (known.size, known.etag) == (task.size, task.etag) else None
+
+    # `Parts`, called by lanes
+
+    def part(self, index: int) -> PartFile:
+        """The open part file of task `index`, begun in the journal when it is new."""
+        file, task = self._files[index], self._tasks[index]
+        if file.part is not None:
+            return file.part
+        with self._lock:
+            if file.part is None:
+                fresh = not file.begun and (bool(file.tries) or self._claim(task) is None)
+                if fresh:
+                    self._target.append(Begun(task.path, task.size, task.etag))
+                file.part = self._target.part(task.path, task.size, fresh=fresh)
+                file.begun = True
+            return file.part
+
+    def prepare(self, index: int) -> None:
+        """Make the part file of task `index` without keeping it open: other processes write it."""
+        self.part(index).close()
+        self._files[index].part = None
+
+    def add(self, index: int, piece: Piece, crc64: int | None) -> None:
+        """Remember a piece that is written, here and in the journal."""
+        file, task = self._files[index], self._tasks[index]
+        with self._lock:
+            file.pieces.add(piece)
+            file.answers[piece.offset] = crc64
+            self._target.append(Done(task.path, task.etag, piece))
+            if file.pieces.whole:
+                self._ready.append(index)
+
+    # At the end of a file
+
+    def finish(self, index: int, checkpoint: Callable[[int], None]) -> None:
+        """Prove the whole file `index` and give it its name; or take back what is wrong, so that `missing` names it again.
+
+        Raises `IntegrityError` when it was wrong twice.
+        """
+        file, task, part = self._files[index], self._tasks[index], self.part(index)
+        crc = file.pieces.crc()
+        if not self._proven(index, crc):
+            self._take_back(index)
+            return
+        wanted = self._entries[index].sha256
+        if self._sha256 and wanted is not None and part.sha256(checkpoint) != wanted.lower():
+            self._take_back(index)
+            return
+        identity = part.finish()
+        whole = Whole(task.path, task.size, task.etag, crc, identity.inode, identity.mtime_ns)
+        self._target.append(whole)
+        with self._lock:
+            file.done, file.part = True, None
+            self.finished[index] = whole
+
+    def _proven(self, index: int, crc: int) -> bool:
+        """Whether `crc` is what the manifest and the store say. Where nobody says anything, nothing speaks against it."""
+        file, promised = self._files[index], self._entries[index].crc64
+        claims = {claim for claim in file.answers.values() if claim is not None}
+        if claims - {crc} or not claims:  # an answer may be wrong by itself: ask once more
+            stated = self._store.head(self._tasks[index].name).crc64
+            claims = {stated} if stated is not None else set()
+        if promised is not None:
+            claims.add(promised)
+        return not claims - {crc}
+
+    def _take_back(self, index: int) -> None:
+        file, task = self._files[index], self._tasks[index]
+        file.tries += 1
+        if file.tries >= _TRIES:
+            if file.part is not None:
+                file.part.discard()
+            raise IntegrityError(
+                f"`{shown(task.path)}` has the wrong checksum, twice: what `{shown(task.name)}` holds is not what was promised",
+                hint="check the model where it is stored; `stager check` names its state",
+            )
+        with self._lock:
+            self.mended += 1
+            if file.part is not None:
+                file.part.close()
+            file.part, file.begun = None, False
+            file.answers.clear()
+            file.pieces.clear()
+
+    def close(self) -> None:
+        """Close what is open; the part files and the journal stay for the next run."""
+        for file in self._files:
+            if file.part is not None:
+                file.part.close()
+                file.part = None

@@ -1,0 +1,253 @@
+"""Before a fetch: which files the model has, which of them are here and proven, what is left to fetch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core import formats
+from stager.core.budget import Policy, admit
+from stager.core.errors import IntegrityError, MustRestore, NotFound, StagerError, UsageError
+from stager.core.journal import Whole
+from stager.core.manifest import COMPLETE, Manifest
+from stager.core.manifest import PATH as MANIFEST_PATH
+from stager.core.model import Defect
+from stager.core.placement import place
+from stager.core.plan import Candidate, make_plan
+from stager.core.select import left_out, selected
+from stager.core.units import shown
+from stager.engine import runtime
+from stager.jobs.downloading import Task
+from stager.jobs.options import Verify
+from stager.jobs.remote import Ranges
+from stager.node.files import opened
+
+if TYPE_CHECKING:
+    from stager.core.journal import Journal
+    from stager.core.model import Admission, FileEntry
+    from stager.jobs.options import FetchOptions
+    from stager.jobs.remote import Model
+    from stager.node.memory import Gauge
+    from stager.node.parts import Target
+    from stager.store.base import Store, StoredObject
+
+_LOOKERS = 8
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """The manifest in `folder`; None when there is none that can be read."""
+    try:
+        with opened(os.path.join(folder, MANIFEST_PATH)) as fd, open(fd, "rb", closefd=False) as file:
+            return Manifest.parse(file.read())
+    except (OSError, StagerError):
+        return None
+
+
+def is_whole(folder: str) -> bool:
+    """Whether a fetch into `folder` was finished, this time or before, and none has begun to change it since."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.state == COMPLETE
+
+
+@dataclass
+class Reckoning:
+    """`entries` and `objects` run in parallel: what each file is to be, and the object that holds it.
+
+    `whole` are indexes of files that are here and proven, `tasks` what the others need (`wanted` are their indexes). `names` are all names that
+    the source has, selected or not: ``--mirror`` spares them.
+    """
+
+    model: Model
+    entries: list[FileEntry]
+    objects: list[StoredObject]
+    names: frozenset[str]
+    whole: dict[int, Whole] = field(default_factory=dict)
+    wanted: list[int] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    admission: Admission | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes of all selected files."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def present(self) -> int:
+        """Bytes of the files that are whole."""
+        return sum(self.entries[index].size for index in self.whole)
+
+    @property
+    def absent(self) -> int:
+        """Bytes of the files that are not."""
+        return sum(task.size for task in self.tasks)
+
+
+def choose(model: Model, options: FetchOptions) -> Reckoning:
+    """The files to be had: those of the manifest, else of the listing, as the selection wants them.
+
+    Raises `IntegrityError` for names that cannot be files below one folder and for a model that is provably incomplete,
+    `NotFound` when nothing is selected, `MustRestore`, and `UsageError` for ``--verify sha256`` that nothing can satisfy.
+    """
+    promised = {entry.path: entry for entry in model.manifest.files} if model.manifest else None
+    objects = [one for one in model.objects if promised is None or one.name in promised]
+    placed = place([(_target(model, one.name), one.size) for one in objects])
+    if promised is not None and model.manifest is not None:
+        _refuse_defects(model.manifest.defects([_as_entry(one) for one in objects]), options)
+        placed = tuple(
+            replace(entry, sha256=promised[one.name].sha256, crc64=promised[one.name].crc64)
+            for entry, one in zip(placed, objects, strict=True)
+        )
+    selection = options.warm.selection
+    kept = [
+        (entry, one)
+        for entry, one in zip(placed, objects, strict=True)
+        if selected(entry.path, selection.include, selection.exclude)
+    ]
+    if not kept:
+        raise NotFound(
+            f"no object in `{shown(model.location)}` matches", hint="check --include and --exclude"
+        )
+    reckoning = Reckoning(
+        model,
+        [entry for entry, _ in kept],
+        [one for _, one in kept],
+        frozenset(entry.path for entry in placed),
+    )
+    _refuse_unprovable(reckoning, options)
+    return reckoning
+
+
+def _target(model: Model, name: str) -> str:
+    return name.rsplit("/", 1)[-1] if model.single else name
+
+
+def _as_entry(one: StoredObject) -> FileEntry:
+    (entry,) = place([(one.name, one.size)])
+    return entry
+
+
+def _refuse_defects(defects: tuple[Defect, ...], options: FetchOptions) -> None:
+    selection = options.warm.selection
+    wanted = [
+        defect
+        for defect in defects
+        if defect.proven
+        and left_out(defect.path) is None
+        and selected(defect.path, selection.include, selection.exclude)
+    ]
+    if wanted and not options.warm.allow_incomplete:
+        more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+        raise IntegrityError(
+            f"incomplete model: {shown(wanted[0].path)}: {wanted[0].what}{more}",
+            hint="pull it again; `--allow-incomplete` fetches it as it is",
+        )
+
+
+def _refuse_unprovable(reckoning: Reckoning, options: FetchOptions) -> None:
+    if options.verify is Verify.SHA256:
+        lacking = [entry.path for entry in reckoning.entries if entry.sha256 is None]
+        if lacking:
+            raise UsageError(
+                f"--verify sha256: no manifest states the sha256 of `{shown(lacking[0])}`",
+                hint="`--verify crc` compares with the store's own CRC-64",
+            )
+
+
+def judge(reckoning: Reckoning, store: Store, options: FetchOptions) -> dict[str, int]:
+    """The load order by path, from the names and the small files. Blocks. Raises `IntegrityError` for missing shards."""
+    entries = reckoning.entries
+    source = Ranges(store, reckoning.objects)
+    try:
+        whole = not reckoning.model.single and len(entries) == len(reckoning.names)
+        model = formats.detect(entries, source.read, whole=whole)
+    finally:
+        source.close()
+    _refuse_defects(model.defects, options)
+    return {entries[index].path: rank for rank, index in enumerate(model.order)}
+
+
+async def compare(reckoning: Reckoning, target: Target, journal: Journal, store: Store) -> None:
+    """Fill `whole` and `wanted`: look at what is here. Files without a record are read and held against the store's CRC."""
+    look = partial(_look, reckoning, target, journal, store)
+    answers = await runtime.in_threads(
+        lambda index: f"looking at {shown(reckoning.entries[index].path)}",
+        look,
+        range(len(reckoning.entries)),
+        _LOOKERS,
+    )
+    for index, whole in enumerate(answers):
+        if whole is None:
+            reckoning.wanted.append(index)
+        else:
+            reckoning.whole[index] = whole
+    _refuse_archived(reckoning, store)
+
+
+def _look(reckoning: Reckoning, target: Target, journal: Journal, store: Store, index: int) -> Whole | None:
+    """The record of the file when it is here and provably the object, else None."""
+    entry, one = reckoning.entries[index], reckoning.objects[index]
+    identity = target.stat(entry.path)
+    if identity is None or identity.size != one.size:
+        return None
+    known = journal.whole.get(entry.path)
+    same = known is not None and (known.inode, known.mtime_ns) == (identity.inode, identity.mtime_ns)
+    if same and known is not None and (known.etag, known.size) == (one.etag, one.size):
+        return known
+    stated = entry.crc64 if entry.crc64 is not None else store.head(one.name).crc64
+    if stated is None:
+        return None
+    crc = known.crc64 if same and known is not None else target.crc_of(entry.path, lambda _count: None)
+    if crc != stated:
+        return None
+    return Whole(entry.path, one.size, one.etag, crc, identity.inode, identity.mtime_ns)
+
+
+def _refuse_archived(reckoning: Reckoning, store: Store) -> None:
+    """Raise `MustRestore` when an object that is needed cannot be read yet: better now than after hours."""
+    suspects = [
+        index for index in reckoning.wanted if "archive" in reckoning.objects[index].storage_class.lower()
+    ]
+    for index in suspects:
+        one = reckoning.objects[index]
+        if store.head(one.name).readable is False:
+            address = reckoning.model.address(one.name)
+            more = f" and {len(suspects) - 1} more" if len(suspects) > 1 else ""
+            raise MustRestore(
+                f"`{shown(one.name)}`{more}: class {one.storage_class}, must be restored before it can be read",
+                hint=f"`ossutil restore {shown(address)}`, then wait until it is restored and fetch again",
+            )
+
+
+def make_tasks(
+    reckoning: Reckoning, rank: dict[str, int], resident: dict[int, int], options: FetchOptions, gauge: Gauge
+) -> None:
+    """Fill `admission` and `tasks`: what memory has room for stays in the cache, in load order; the rest is dropped as it goes.
+
+    `resident` are the bytes of files that are here and in the cache, by index.
+    """
+    policy = Policy(
+        reserve=options.warm.memory.reserve,
+        budget=options.warm.memory.budget,
+        footprint=64 * 2**20 + options.lanes * 2**20,
+        engine_shares_own=options.warm.memory.engine_shares_own,
+    )
+    candidates = []
+    for index, entry in enumerate(reckoning.entries):
+        missing = entry.size - resident.get(index, 0)
+        holes = ((0, missing),) if missing else ()
+        weight = formats.is_weight(entry.path)
+        candidates.append(
+            Candidate(index, entry.path, entry.size, holes, rank.get(entry.path, index), weight)
+        )
+    need = sum(candidate.need for candidate in candidates)
+    reckoning.admission = admit(gauge.read(), policy, need, sum(resident.values()))
+    chosen = (
+        frozenset(make_plan(candidates, reckoning.admission.granted).chosen) if options.cache else frozenset()
+    )
+    reckoning.tasks = [
+        Task(entry.path, one.name, entry.size, one.etag, keep=index in chosen)
+        for index in reckoning.wanted
+        for entry, one in [(reckoning.entries[index], reckoning.objects[index])]
+    ]
