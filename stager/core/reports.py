@@ -26,6 +26,15 @@ def resident_text(residency: Residency) -> str:
     return f"{part}/{whole} resident ({residency.known.value}{percent})"
 
 
+def in_columns(sections: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    """(label, lines) as lines: a label in the first column, its lines in the second."""
+    width = max(len(label) for label, _ in sections) + 2
+    lines = []
+    for label, body in sections:
+        lines += [f"{label if at == 0 else '':<{width}}{line}" for at, line in enumerate(body)]
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class WarmSummary(Event):
     """How a warm run ended. Sizes in bytes, times in seconds.
@@ -106,11 +115,7 @@ class Forecast(Event):
 
     def text(self) -> str:
         """A label in the first column, its lines in the second."""
-        width = max(len(label) for label, _ in self.sections) + 2
-        lines = []
-        for label, body in self.sections:
-            lines += [f"{label if at == 0 else '':<{width}}{line}" for at, line in enumerate(body)]
-        return "\n".join(lines)
+        return in_columns(self.sections)
 
 
 @dataclass(frozen=True)

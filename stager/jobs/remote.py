@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from stager.core import formats
 from stager.core.errors import (
@@ -21,20 +21,27 @@ from stager.core.errors import (
     StagerError,
     UsageError,
 )
+from stager.core.events import Note
 from stager.core.location import Location, Scheme
 from stager.core.manifest import COMPLETE, PATH, Manifest
 from stager.core.model import Defect, FileEntry, ModelFormat, Skipped
 from stager.core.select import left_out
 from stager.core.units import count, format_size, shown
+from stager.store.opening import open_store
 
 if TYPE_CHECKING:
+    from stager.engine.report import Reporter
     from stager.store.base import Reader, Store, StoredObject
+    from stager.store.opening import StoreOptions
 
 _LIMIT = 64 << 20  # bytes of a manifest; one of 100,000 files has about 15 MB
 _OWN = ".stager/"
 _NEIGHBOURS = 20  # folders beside a prefix where nothing is, looked at for the hint: a request each
-_OF_ONE_OBJECT = (AccessDenied, NotFound, ObjectChanged, LocalIOError)  # and nothing of the store as a whole
+OF_ONE_OBJECT = (AccessDenied, NotFound, ObjectChanged, LocalIOError)
+"""Errors that say something of one object, and nothing of the store as a whole."""
+
 _LINES = 20
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Model:
     objects: list[StoredObject]
     skipped: list[Skipped] = field(default_factory=list)
     manifest: Manifest | None = None
-    manifest_problem: IntegrityError | None = None
+    manifest_problem: StagerError | None = None
     single: bool = False
 
     @property
@@ -63,6 +70,10 @@ class Model:
     def states_checksums(self) -> bool:
         """Whether the store itself states a CRC-64 for each object, in answers but not in listings."""
         return self.root.startswith(f"{Scheme.OSS.value}://")
+
+    def target(self, name: str) -> str:
+        """The path, below the folder it is fetched into, of the object `name`."""
+        return name.rpartition("/")[2] if self.single else name
 
     def address(self, name: str) -> str:
         """The full name of the object `name`, as other tools take it."""
@@ -80,6 +91,20 @@ class Completeness:
     lines: tuple[str, ...]
     formats: tuple[str, ...]
     defects: tuple[Defect, ...]
+
+
+def opener(options: StoreOptions, reporter: Reporter) -> Callable[[Location], Store]:
+    """Opens stores for a query: someone waits for the answer, so what fails is tried again for a few seconds only, and told."""
+    hasty = replace(options, give_up_after=min(options.give_up_after, _PATIENCE_S))
+
+    told: set[str] = set()
+
+    def tell(what: str, error: Exception) -> None:
+        if str(error) not in told:
+            told.add(str(error))
+            reporter.emit(Note("info", "retry", f"{what}: {error}; trying again"))
+
+    return lambda location: open_store(location, hasty, on_retry=tell)
 
 
 def open_model(
@@ -106,7 +131,7 @@ def survey(store: Store, *, location: str = "", refuse: bool = True) -> Model:
     """Everything below the store's root, and the manifest. Blocks: one request for every 1,000 objects, and one for the manifest.
 
     Raises `NotFound` when nothing is there. With `refuse`, raises `IntegrityError` for a manifest that is broken or says that the model is
-    being updated; without, the first is in `Model.manifest_problem`, the second in the manifest.
+    being updated, and what keeps it from being read; without, these are in `Model.manifest_problem`, and in the manifest.
     """
     objects, skipped, listed = [], [], None
     for one in store.list():
@@ -131,7 +156,7 @@ def survey(store: Store, *, location: str = "", refuse: bool = True) -> Model:
         manifest = _manifest(store, listed)
         if refuse:
             manifest.refuse_updating(shown(model.location))
-    except IntegrityError as error:
+    except (IntegrityError, *OF_ONE_OBJECT) as error:
         if refuse:
             raise
         return replace(model, manifest_problem=error)
@@ -170,28 +195,32 @@ def _single(location: Location, open_at: Callable[[Location], Store]) -> tuple[S
 
 
 def _near(location: Location, open_at: Callable[[Location], Store]) -> str:
-    """A hint with names like the one that is not there; empty when there are none, or when they cannot be listed."""
-    parent = location.parent
-    if parent is None:
-        return ""
-    try:
-        if location.scheme is Scheme.FILE:
-            names = sorted(islice(os.listdir(parent.prefix), 1000))
-        else:
-            names = _folders(open_at(parent), location.name)
-    except (StagerError, OSError):
-        return ""
-    close = difflib.get_close_matches(location.name, names, n=3, cutoff=0.5) or names[:3]
-    if not close:
-        return f"nothing is in `{shown(str(parent))}` either"
-    return f"in `{shown(str(parent))}` there is {', '.join(f'`{shown(name)}`' for name in close)}"
+    """A hint with names like the one that is not there, in the nearest folder that has any; empty when they cannot be listed."""
+    missing, parent = location.name, location.parent
+    while parent is not None:
+        try:
+            if location.scheme is Scheme.FILE:
+                names = sorted(os.listdir(parent.prefix))
+            else:
+                names = _folders(open_at(parent), missing)
+        except FileNotFoundError:
+            names = []
+        except (StagerError, OSError):
+            return ""
+        if close := difflib.get_close_matches(missing, names, n=3, cutoff=0.5) or names[:3]:
+            return f"in `{shown(str(parent))}` there is {', '.join(f'`{shown(name)}`' for name in close)}"
+        missing, parent = parent.name, parent.parent
+    return ""
 
 
 def _folders(store: Store, name: str) -> list[str]:
     """Names one level below the store's root, those that begin with `name` first: a few, not all of a large bucket."""
     found = dict.fromkeys(one.name.split("/")[0] for one in islice(store.list(name), 1000))
     after = ""
-    while len(found) < _NEIGHBOURS and (one := next(store.list(start_after=after), None)) is not None:
+    for _ in range(_NEIGHBOURS):
+        one = next(store.list(start_after=after), None)
+        if one is None:
+            break
         first = one.name.split("/")[0]
         after = f"{first}/\U0010ffff" if "/" in one.name else first  # nothing below it sorts later
         found[first] = None
@@ -238,19 +267,29 @@ def ranges(store: Store, model: Model) -> Iterator[formats.Read]:
         source.close()
 
 
-def completeness(model: Model, read: formats.Read, headers: Sequence[Defect] | None = None) -> Completeness:
+Header: TypeAlias = tuple[Defect, ...] | StagerError
+"""What a weight's header says is wrong with it, or why it could not be read."""
+
+
+def completeness(
+    model: Model,
+    read: formats.Read,
+    headers: Sequence[Header] | None = None,
+    wanted: Callable[[str], bool] = lambda _path: True,
+) -> Completeness:
     """Whether `model` is whole: by its manifest's sizes, by the names of its files, and by its indexes, which `read` gives. Blocks.
 
-    `headers` are the defects that the weights' own headers show, where somebody has read them. Without a manifest, nothing but a
-    missing or damaged file makes it a ``no``. Raises `RemoteError` when the store is in trouble.
+    `headers` are what the weights' own headers say, where somebody has read them. Only defects of files that are `wanted`, by name, count.
+    Without a manifest, nothing but a missing or damaged file makes it a ``no``. Raises `RemoteError` when the store is in trouble.
     """
     places, entries = _entries(model)
-    unread: list[StagerError] = []
+    unread = [one for one in headers or () if isinstance(one, StagerError)]
     found = _detect(places, entries, read, unread, whole=not model.single)
     defects = list(found.defects)
     if model.manifest is not None and not model.single:
         defects += [one for one in model.manifest.defects(entries) if left_out(one.path) is None]
-    defects = list(dict.fromkeys([*defects, *(headers or ())]))
+    defects += [defect for one in headers or () if not isinstance(one, StagerError) for defect in one]
+    defects = [one if wanted(one.path) else replace(one, proven=False) for one in dict.fromkeys(defects)]
     answer, lines = _judged(model, found.names, defects, unread, headers=headers is not None)
     return Completeness(answer, tuple(lines), found.names, tuple(defects))
 
@@ -289,8 +328,10 @@ def _detect(
             return read(places[kept[index]], offset, length)
 
         try:
-            return formats.detect([entries[at] for at in kept], read_kept, whole=whole and not unread)
-        except _OF_ONE_OBJECT as error:
+            return formats.detect(
+                [entries[at] for at in kept], read_kept, whole=whole and len(kept) == len(entries)
+            )
+        except OF_ONE_OBJECT as error:
             unread.append(error)
             kept = [at for at in kept if at != asked[0]]
 

@@ -1,0 +1,288 @@
+"""``stager check oss://...``: can this store be used, what may be done there, and is the model in it whole?"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core import formats
+from stager.core.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    MustRestore,
+    NotFound,
+    ObjectChanged,
+    StagerError,
+    UsageError,
+)
+from stager.core.manifest import COMPLETE
+from stager.core.placement import place
+from stager.core.select import selected
+from stager.core.store_reports import Permission
+from stager.core.units import shown
+from stager.engine import runtime
+from stager.jobs import findings as found
+from stager.jobs import remote
+from stager.jobs.findings import Findings
+from stager.jobs.ls import facts
+from stager.jobs.stall import watched
+from stager.node import cloud
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stager.core.location import Location
+    from stager.core.model import FileEntry
+    from stager.engine.report import Reporter
+    from stager.jobs.options import WarmOptions
+    from stager.jobs.remote import Header
+    from stager.store.base import Store, StoredObject
+    from stager.store.opening import StoreOptions
+
+_LOOKERS = 8
+_NOTE = b"written by `stager check --put`, may be removed\n"
+
+
+async def reach(
+    location: Location, warm: WarmOptions, options: StoreOptions, reporter: Reporter, *, put: bool
+) -> int:
+    """Try what a fetch needs, with `put` also what a push needs, and say how either would begin; its exit code.
+
+    Reads the listing, the manifest, indexes, and the weights' headers; of `warm`, only the selection, the timeouts and `allow_incomplete` count. With
+    `put` an object ``.stager/check-...`` is written and removed; nothing else is changed.
+    """
+    with runtime.deadline(warm.timeout):
+        async with watched(warm.stall_timeout, reporter):
+            check = _Check(location, warm, remote.opener(options, reporter), put=put)
+            findings = await check.run(options)
+            reporter.emit(findings.forecast())
+            return findings.first.exit_code if findings.first else 0
+    raise DeadlineExceeded("--timeout ran out", hint="give it longer; `--stall-timeout` names what hangs")
+
+
+class _Check:
+    """One check: step by step, until one fails that the others need."""
+
+    def __init__(
+        self, location: Location, warm: WarmOptions, open_at: Callable[[Location], Store], *, put: bool
+    ) -> None:
+        self._location = location
+        self._warm = warm
+        self._open_at = open_at
+        self._put = put
+        self._where = shown(str(location))
+        self._findings = Findings(str(location), time.time())
+
+    async def run(self, options: StoreOptions) -> Findings:
+        """Everything that could be found out. Raises `UsageError`; other errors are in the findings."""
+        findings = self._findings
+        try:
+            store = await runtime.in_thread(f"opening {self._where}", partial(self._open_at, self._location))
+            await runtime.in_thread(
+                f"asking for credentials for {self._where}", partial(self._who, store, options)
+            )
+            await runtime.in_thread(f"asking {self._where}", partial(self._answer, store))
+            model_store = await runtime.in_thread(f"listing {self._where}", self._survey)
+            if model_store is not None:
+                store = model_store
+                await self._look(store)
+            if self._put:
+                await runtime.in_thread(f"writing to {self._where}", partial(self._write, store))
+            await runtime.in_thread(f"listing uploads in {self._where}", partial(self._uploads, store))
+        except Unusable:
+            pass
+        except UsageError:
+            raise
+        except StagerError as error:
+            findings.problems.append(error)
+        return findings
+
+    # Where and who
+
+    def _who(self, store: Store, options: StoreOptions) -> None:
+        from stager.store.oss import OssStore
+
+        adapter = getattr(store, "adapter", store)
+        if not isinstance(adapter, OssStore):
+            return
+        findings = self._findings
+        findings.credentials = adapter.credentials.describe()
+        findings.expires = adapter.credentials.get().expires
+        findings.signature = options.signature
+        findings.endpoint = adapter.endpoint
+        findings.inside = cloud.is_alibaba()
+
+    def _answer(self, store: Store) -> None:
+        """The first page of the listing, twice: the second time on a connection that is there, and that is timed."""
+        try:
+            next(store.list(), None)
+        except AccessDenied as error:
+            self._findings.forbid("list", error)
+            raise Unusable from error
+        self._findings.allow("list")
+        started = time.monotonic()
+        next(store.list(), None)
+        self._findings.answered_in = time.monotonic() - started
+
+    # The model
+
+    def _survey(self) -> Store | None:
+        """The store of the model, None where there is no model."""
+        findings = self._findings
+        try:
+            store, model = remote.open_model(self._location, self._open_at, refuse=False)
+        except NotFound as error:
+            findings.problems.append(error)
+            return None
+        findings.model = model
+        findings.manifest = facts(model.manifest)
+        findings.objects = [one for one in model.objects if self._wanted(one.name)]
+        if not findings.objects:
+            findings.problems.append(found.nothing_selected(str(self._location)))
+        return store
+
+    def _wanted(self, path: str) -> bool:
+        selection = self._warm.selection
+        return selected(path, selection.include, selection.exclude)
+
+    async def _look(self, store: Store) -> None:
+        findings, model = self._findings, self._findings.model
+        assert model is not None
+        await runtime.in_thread(f"reading from {self._where}", partial(self._read, store))
+        suspects = [one for one in findings.objects if one.readable is not True]
+        answers = await runtime.in_threads(
+            lambda one: f"asking for {shown(one.name)}", partial(_is_archived, store), suspects, _LOOKERS
+        )
+        findings.archived = [one for one, archived in zip(suspects, answers, strict=True) if archived]
+        if findings.archived:
+            findings.problems.append(found.must_restore(model, findings.archived))
+        if findings.may("get"):
+            await self._judge(store)
+        try:
+            names = [model.target(one.name) for one in findings.objects]
+            place([(name, one.size) for name, one in zip(names, findings.objects, strict=True)])
+        except StagerError as error:
+            findings.problems.append(error)
+
+    def _read(self, store: Store) -> None:
+        """One byte of the smallest object that has one; asking for the head of one needs the same permission."""
+        findings = self._findings
+        readable = [one for one in findings.objects if one.readable is True] or findings.objects
+        one = min(readable, key=lambda one: (not one.size, one.size), default=None)
+        if one is None:
+            return
+        what = f"one byte of {shown(one.name)}" if one.size else f"the head of {shown(one.name)}"
+        try:
+            _first_byte(store, one) if one.size else store.head(one.name)
+        except MustRestore:
+            findings.permissions.append(Permission("get", allowed=None, needed=True, why="all archived"))
+        except AccessDenied as error:
+            findings.forbid("get", error)
+        else:
+            findings.allow("get", what)
+
+    async def _judge(self, store: Store) -> None:
+        findings, model = self._findings, self._findings.model
+        assert model is not None
+        weights = [(at, entry) for at, entry in remote.weights(model) if self._wanted(entry.path)]
+        archived = {one.name for one in findings.archived}
+        with remote.ranges(store, model) as read:
+
+            def header(weight: tuple[int, FileEntry]) -> Header:
+                return _header(weight, read, archived)
+
+            headers = await runtime.in_threads(
+                lambda weight: f"reading the header of {shown(weight[1].path)}", header, weights, _LOOKERS
+            )
+            findings.complete = await runtime.in_thread(
+                f"reading indexes in {self._where}",
+                partial(remote.completeness, model, read, headers, self._wanted),
+            )
+        updating = model.manifest is not None and model.manifest.state != COMPLETE
+        if model.manifest_problem is not None:
+            findings.problems.append(model.manifest_problem)
+        elif findings.complete.answer == "no" and (updating or not self._warm.allow_incomplete):
+            findings.problems.append(found.incomplete(findings.complete))
+
+    # What a push needs
+
+    def _write(self, store: Store) -> None:
+        """Writes a small object of stager's own and removes it."""
+        findings = self._findings
+        name = f".stager/check-{secrets.token_hex(8)}"
+        try:
+            _put(store, name)
+        except AccessDenied as error:
+            findings.forbid("put", error)
+            return
+        findings.allow("put", f"{len(_NOTE)} bytes")
+        try:
+            store.delete([name])
+        except AccessDenied as error:
+            findings.forbid("delete", error, remark=f"`{name}` is left behind; ")
+        else:
+            findings.allow("delete")
+
+    def _uploads(self, store: Store) -> None:
+        from stager.store.oss import OssStore
+
+        findings = self._findings
+        if not self._put:
+            why = "--put writes and removes a small object"
+            findings.permissions.append(Permission("put", allowed=None, needed=False, why=why))
+        adapter = getattr(store, "adapter", store)
+        if not isinstance(adapter, OssStore):
+            return
+        try:
+            findings.unfinished = list(adapter.unfinished())
+        except AccessDenied as error:
+            findings.forbid("list uploads", error)
+        else:
+            findings.allow("list uploads")
+
+
+class Unusable(Exception):
+    """Nothing more can be asked: what is wrong is in the findings."""
+
+
+def _first_byte(store: Store, one: StoredObject) -> None:
+    reader = store.reader()
+    try:
+        reader.read(one.name, 0, 1, lambda _view: None, etag=one.etag)
+    finally:
+        reader.close()
+
+
+def _is_archived(store: Store, one: StoredObject) -> bool:
+    """Whether `one` must be restored first. Only reading tells: some buckets let archived objects be read directly."""
+    try:
+        _first_byte(store, one)
+    except MustRestore:
+        return True
+    except (AccessDenied, NotFound, ObjectChanged):
+        return False
+    return False
+
+
+def _put(store: Store, name: str) -> None:
+    upload = store.upload(name, len(_NOTE))
+    try:
+        upload.part(1, memoryview(_NOTE))
+        upload.complete()
+    except BaseException:
+        with suppress(StagerError):
+            upload.abort()
+        raise
+
+
+def _header(weight: tuple[int, FileEntry], read: formats.Read, archived: set[str]) -> Header:
+    index, entry = weight
+    if entry.path in archived:
+        return MustRestore(f"{shown(entry.path)}: must be restored before it can be read")
+    try:
+        return formats.check_weight(entry, index, read)
+    except remote.OF_ONE_OBJECT as error:
+        return error
