@@ -61,6 +61,7 @@ WORLD = {  # what would let core touch the world; a decision takes snapshots and
 WORLD_IN = {
     "stager.core.errors": {"os", "signal"},  # strerror and the names of signals
     "stager.core.plan": {"sys"},  # maxsize
+    "stager.core.location": {"urllib"},  # unquote
 }
 PURE_PATHS = {"PurePosixPath", "PurePath"}
 WORLD_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}

@@ -65,6 +65,7 @@ class Fetch:
         self._fetching: Fetching | None = None
         self._assembly: Assembly | None = None
         self._warm: Warm | None = None
+        self._rank: dict[str, int] = {}
         self._removed = 0
 
     def withdraw(self, reason: str) -> None:
@@ -108,7 +109,8 @@ class Fetch:
     async def forecast(self) -> int:
         """Say what `run` would do; the exit code it would begin with. Writes nothing."""
         _refuse_nonsense(self._options)
-        reckoning, journal = await self._look()
+        reckoning = await self._survey()
+        journal = await self._compare(reckoning)
         claimed = (journal.parts.get(task.path) for task in reckoning.tasks)
         resumable = sum(piece.length for part in claimed if part is not None for piece in part.pieces)
         refusal = self._refusal(reckoning.absent - resumable)
@@ -131,8 +133,8 @@ class Fetch:
 
     # The steps
 
-    async def _look(self) -> tuple[Reckoning, Journal]:
-        """Everything that is known before the first byte is fetched."""
+    async def _survey(self) -> Reckoning:
+        """What the store has of it. Nothing is touched here before that is known."""
         options = self._options
         where = str(options.source)
         self._store, model = await runtime.in_thread(
@@ -140,10 +142,14 @@ class Fetch:
             partial(remote.open_model, options.source, lambda at: open_store(at, options.store)),
         )
         reckoning = self._reckoning = reckon.choose(model, options)
-        rank = await runtime.in_thread(
+        self._rank = await runtime.in_thread(
             f"reading indexes in {shown(where)}", partial(reckon.judge, reckoning, self._store, options)
         )
-        journal = Journal()
+        return reckoning
+
+    async def _compare(self, reckoning: Reckoning) -> Journal:
+        """What the folder has of it, and what memory has room for. The journal, as it is now."""
+        options, journal = self._options, Journal()
         if self._target.exists():
             journal = await runtime.in_thread("reading the journal", self._target.read_journal)
             await reckon.compare(reckoning, self._target, journal, self._store)
@@ -151,15 +157,16 @@ class Fetch:
             reckoning.wanted = list(range(len(reckoning.entries)))
         resident = await runtime.in_thread("looking at the page cache", partial(self._resident, reckoning))
         gauge = Gauge(limit=options.warm.memory.limit)
-        reckon.make_tasks(reckoning, rank, resident, options, gauge)
-        return reckoning, journal
+        reckon.make_tasks(reckoning, self._rank, resident, options, gauge)
+        return journal
 
     async def _fetch(self) -> None:
         options = self._options
         more_descriptors()
+        reckoning = await self._survey()
         await runtime.in_thread(f"preparing {shown(options.folder)}", self._target.prepare)
         await self._lock()
-        reckoning, _ = await self._look()
+        await self._compare(reckoning)
         self._note_findings(reckoning)
         for whole in reckoning.whole.values():
             self._target.append(whole)
