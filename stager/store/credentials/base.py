@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from stager.core.errors import AccessDenied
+
+_SOUGHT = (
+    "looked for OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET; ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET; "
+    "RRSA (ALIBABA_CLOUD_ROLE_ARN, ALIBABA_CLOUD_OIDC_PROVIDER_ARN, ALIBABA_CLOUD_OIDC_TOKEN_FILE); the RAM role of an ECS instance. "
+    "What is public can be read with `--anonymous`"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -40,3 +48,18 @@ class Source(Protocol):
 
     def describe(self) -> str:
         """Where the credentials come from, in words and without a secret; asks nobody."""
+
+
+class Provider(Protocol):
+    """Fetches credentials once, in one attempt; `stager.store.credentials.refresh` decides when and how often."""
+
+    def fetch(self) -> Credentials:
+        """Fresh credentials. Raises `RemoteError` for what may pass, `AccessDenied` for what does not."""
+
+    def describe(self) -> str:
+        """As `Source.describe`."""
+
+
+def not_found(why: str) -> AccessDenied:
+    """The error for no credentials at all, with the places that were looked at; `why` is about the last one."""
+    return AccessDenied(f"no credentials found: {why}", hint=_SOUGHT)
