@@ -9,6 +9,7 @@ import stat as stat_module
 from contextlib import suppress
 from itertools import count
 
+from stager.core.checksum import crc64
 from stager.core.errors import ObjectExists, from_oserror
 from stager.core.units import shown
 from stager.store.base import BLOCK, Pace, StoredObject, UploadedPart
@@ -72,8 +73,6 @@ class DirectoryUpload:
         return min(PART_SIZE, self._size - at) if number == 1 or 0 < at < self._size else -1
 
     def _recall(self) -> None:
-        from stager.core.checksum import crc64
-
         left = os.fstat(self._fd).st_size
         for number in count(1):
             expected = self._expected(number)
@@ -106,8 +105,6 @@ class DirectoryUpload:
                     block = block[written:]
         except OSError as exc:
             raise from_oserror(exc, f"`{shown(self._part)}`") from exc
-        from stager.core.checksum import crc64
-
         crc = crc64(data)
         self._done[number] = made = UploadedPart(number, len(data), f"{crc:016x}", crc)
         return made

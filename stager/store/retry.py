@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
+from stager.core.checksum import combine
 from stager.core.errors import (
     CredentialsExpired,
     Interrupted,
@@ -292,8 +293,6 @@ class RetryingUpload:
                 asked_before = True
 
     def _made(self) -> StoredObject | None:
-        from stager.core.checksum import combine
-
         try:
             found = self._store.head(self._name)
         except NotFound:
