@@ -136,6 +136,7 @@ class _Walk:
             name = f"{relative}/{entry.name}" if relative else entry.name
             if entry.name == ".stager":
                 self._found.manifested.append((self._root, relative))
+                continue
             if (reason := left_out(name)) is not None:
                 self._found.skipped.append(Skipped(name, 0, reason))
                 continue
