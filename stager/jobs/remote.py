@@ -6,7 +6,7 @@ import difflib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -115,14 +115,14 @@ def open_model(
     `open_at` gives a store. Raises as `survey`, with the names nearby in the hint when nothing is there.
     """
     if location.scheme is Scheme.FILE and os.path.isfile(location.prefix):
-        return _single(location, open_at)
+        return _single(location, open_at, refuse=refuse)
     store = open_at(location)
     try:
         return store, survey(store, location=str(location), refuse=refuse)
     except NotFound as error:
         try:
-            return _single(location, open_at)
-        except StagerError:
+            return _single(location, open_at, refuse=refuse)
+        except OF_ONE_OBJECT:
             error.hint = _near(location, open_at) or error.hint
             raise error from None
 
@@ -185,13 +185,17 @@ def _whole(store: Store, one: StoredObject) -> bytes:
     return bytes(content)
 
 
-def _single(location: Location, open_at: Callable[[Location], Store]) -> tuple[Store, Model]:
-    """The model that is one object. Raises `NotFound` when there is no such object."""
+def _single(location: Location, open_at: Callable[[Location], Store], *, refuse: bool) -> tuple[Store, Model]:
+    """The model that is one object. Raises `NotFound` when there is none, `IntegrityError` when the model around it is being updated."""
     parent = location.parent
     if parent is None:
         raise NotFound(f"`{shown(str(location))}` is no object")
     store = open_at(parent)
-    return store, Model(str(location), store.root, [store.head(location.name)], single=True)
+    one = store.head(location.name)
+    if refuse:
+        with suppress(NotFound):
+            _manifest(store, store.head(PATH)).refuse_updating(shown(str(parent)))
+    return store, Model(str(location), store.root, [one], single=True)
 
 
 def _near(location: Location, open_at: Callable[[Location], Store]) -> str:
