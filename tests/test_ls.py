@@ -309,6 +309,6 @@ def test_refused_at_once_while_it_is_being_updated(oss: Oss, ask: Ask, model: st
     with pytest.raises(StagerError, match="is being updated") as caught:
         remote.open_model(at, lambda where: open_store(where, StoreOptions()))
     assert caught.value.exit_code == 8
+    at = Location.parse(oss.url("r1/config.json"))
     with pytest.raises(StagerError, match="is being updated"):
-        at = Location.parse(oss.url("r1/config.json"))
         remote.open_model(at, lambda where: open_store(where, StoreOptions()))
