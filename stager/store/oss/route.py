@@ -1,7 +1,8 @@
 """The way to a host: source address, proxy, TLS. Opens sockets; what goes over them is others' business.
 
-Proxies come from ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy``. Certificates are checked against
-``REQUESTS_CA_BUNDLE`` or ``CURL_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, else those of the system.
+Proxies come from ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy``; this node itself is reached without one.
+Certificates are checked against ``REQUESTS_CA_BUNDLE`` or ``CURL_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, else
+those of the system.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Route:
 
     def proxy(self, origin: Origin) -> Proxy | None:
         """The proxy that the environment names for `origin`. Raises `UsageError` for one of a kind that is not spoken here."""
-        if proxy_bypass(f"{origin.host}:{origin.port}"):
+        if _here(origin.host) or proxy_bypass(f"{origin.host}:{origin.port}"):
             return None
         proxies = getproxies()
         text = proxies.get("https" if origin.https else "http") or proxies.get("all")
@@ -157,6 +158,14 @@ def _context(environ: Mapping[str, str]) -> ssl.SSLContext:
     except OSError as exc:  # ssl.SSLError is one
         reason = exc.strerror or exc
         raise UsageError(f"cannot read the CA certificates in `{shown(bundle or '')}`: {reason}") from exc
+
+
+def _here(host: str) -> bool:
+    """Whether `host` is this node, which no proxy elsewhere can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _proxy(text: str) -> Proxy:

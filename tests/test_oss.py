@@ -1,0 +1,818 @@
+"""OSS as a store: errors, faults on the wire, proxies, certificates, source addresses, uploads, against a server that speaks OSS."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from stager.core.checksum import crc64
+from stager.core.errors import (
+    AccessDenied,
+    CredentialsExpired,
+    IntegrityError,
+    Interrupted,
+    MustRestore,
+    NotFound,
+    ObjectChanged,
+    ObjectExists,
+    RemoteError,
+    StagerError,
+    UsageError,
+)
+from stager.core.location import Location
+from stager.store.base import BLOCK
+from stager.store.credentials import Credentials
+from stager.store.opening import StoreOptions
+from stager.store.oss import OssStore
+from stager.store.oss.answers import content_range, part_page, retry_after
+from stager.store.oss.failures import refused
+from stager.store.oss.route import Origin, Route
+from stager.store.oss.upload import PART_FLOOR, part_size
+from tests.osslab.faults import Fault
+from tests.osslab.fixtures import Oss
+from tests.osslab.keys import AccessKey
+
+DATA = os.urandom(4 * BLOCK + 77)
+
+
+class Keys:
+    """A source of credentials that gives one key after the other, as they are refused."""
+
+    def __init__(self, *keys: AccessKey) -> None:
+        self.keys = [Credentials(key.id, key.secret, key.token) for key in keys]
+        self.refused: list[Credentials] = []
+
+    def get(self) -> Credentials:
+        return self.keys[min(len(self.refused), len(self.keys) - 1)]
+
+    def invalidate(self, used: Credentials) -> None:
+        self.refused.append(used)
+
+    def describe(self) -> str:
+        return "the test"
+
+
+def store_of(oss: Oss, prefix: str = "r1", *keys: AccessKey, **options: object) -> OssStore:
+    given = {"endpoint": oss.endpoint, "region": oss.region} | options
+    return OssStore(
+        Location.parse(f"oss://{oss.bucket.name}/{prefix}"),
+        StoreOptions(**given),  # type: ignore[arg-type]
+        source=None if options.get("anonymous") else Keys(*(keys or (oss.key,))),
+        environ={},
+    )
+
+
+def everything(store: OssStore, name: str = "a", size: int = len(DATA), **options: str) -> bytes:
+    got: list[bytes] = []
+    reader = store.reader()
+    reader.read(name, 0, size, lambda view: got.append(bytes(view)), **options)
+    reader.close()
+    return b"".join(got)
+
+
+def send(store: OssStore, name: str, data: bytes, **options: bool) -> object:
+    upload = store.upload(name, len(data), **options)
+    for number, start in enumerate(range(0, len(data), upload.part_size), 1):
+        upload.part(number, memoryview(data)[start : start + upload.part_size])
+    return upload.complete()
+
+
+# faults while reading
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "given"),
+    [
+        (Fault("reset", after_bytes=2 * BLOCK + 5), RemoteError, True),
+        (Fault("close", after_bytes=2 * BLOCK + 5), RemoteError, True),
+        (Fault("close", after_bytes=0), RemoteError, False),
+        (Fault("drop"), RemoteError, False),
+        (Fault("unavailable", seconds=7), RemoteError, False),
+        (Fault("error"), RemoteError, False),
+        (Fault("error", status=429, code="TooManyRequests"), RemoteError, False),
+        (Fault("expired"), CredentialsExpired, False),
+        (Fault("whole"), RemoteError, False),
+        (Fault("wrong-range"), RemoteError, False),
+        (Fault("changed"), ObjectChanged, False),
+        (Fault("stall", after_bytes=BLOCK, seconds=3), RemoteError, True),
+        (Fault("hang", seconds=3), RemoteError, False),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+def test_a_fault_is_an_error_and_only_bytes_of_the_range_come_before_it(
+    oss: Oss, fault: Fault, error: type[Exception], given: bool
+) -> None:
+    oss.put("r1/a", DATA)
+    store = store_of(oss, read_timeout=0.3)
+    etag, reader, got = store.head("a").etag, store.reader(), []
+    reader.read("a", 0, 1, lambda view: None)
+    oss.faults.add(fault)
+    offset, length = 3, len(DATA) - 10
+    with pytest.raises(error) as caught:
+        reader.read("a", offset, length, lambda view: got.append(bytes(view)), etag=etag)
+    assert fault.fired == 1
+    assert type(caught.value) is error
+    assert DATA[offset : offset + length].startswith(b"".join(got))
+    assert bool(got) is given
+    assert getattr(caught.value, "retry_after", None) == (7 if fault.kind == "unavailable" else None)
+    # The connection is not used again: what is left on it would be taken for the next answer.
+    got.clear()
+    reader.read("a", offset, length, lambda view: got.append(bytes(view)), etag=etag)
+    assert b"".join(got) == DATA[offset : offset + length]
+    used = [record.connection for record in oss.log.records(operation="GetObject")]
+    assert len(used) == 3
+    assert used[0] == used[1] != used[2]
+
+
+def test_one_connection_serves_all_reads_and_signs_in_the_header(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    reader = store_of(oss).reader()
+    for offset in range(0, 10 * 1000, 1000):
+        reader.read("a", offset, 1000, lambda view: None)
+    records = oss.log.records(operation="GetObject")
+    assert len({record.connection for record in records}) == 1
+    assert all(record.headers["x-oss-range-behavior"] == "standard" for record in records)
+    assert not any(record.query or record.presigned for record in records)
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced_without_an_error(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    store = store_of(oss)
+    reader = store.reader()
+    reader.read("a", 0, 1000, lambda view: None)
+    store.head("a")
+    assert oss.listener.cut() == 2
+    time.sleep(0.05)  # for the FINs to arrive
+    reader.read("a", 0, 1000, lambda view: None)
+    store.head("a")
+
+
+def interrupted_while(reader: object, seen: threading.Event, read: object) -> BaseException | None:
+    """What ends `read` in another thread when the reader is interrupted after `seen`."""
+    found: list[BaseException | None] = []
+
+    def work() -> None:
+        try:
+            read()  # type: ignore[operator]
+            found.append(None)
+        except BaseException as exc:
+            found.append(exc)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert seen.wait(20)
+    time.sleep(0.05)  # so that it waits in the kernel by now
+    reader.interrupt()  # type: ignore[attr-defined]
+    thread.join(20)
+    assert not thread.is_alive()
+    return found[0]
+
+
+def test_an_interrupt_ends_a_read_that_waits_for_bytes(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    oss.faults.add(Fault("stall", after_bytes=2 * BLOCK, seconds=60))
+    reader, got, first = store_of(oss, read_timeout=60).reader(), [], threading.Event()
+
+    def sink(view: memoryview) -> None:
+        got.append(bytes(view))
+        first.set()
+
+    found = interrupted_while(reader, first, lambda: reader.read("a", 0, len(DATA), sink))
+    assert type(found) is Interrupted
+    assert DATA.startswith(b"".join(got))
+    assert reader.read("a", 0, 10, lambda view: None).size == len(DATA)
+
+
+def test_an_interrupt_ends_a_read_that_waits_for_a_connection() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        fill = [socket.socket() for _ in range(3)]
+        for sock in fill:
+            sock.setblocking(False)
+            sock.connect_ex(deaf.getsockname())
+        options = StoreOptions(
+            endpoint=f"127.0.0.1:{deaf.getsockname()[1]}", region="cn-x", connect_timeout=60
+        )
+        keys = Keys(AccessKey("id", "secret"))
+        reader = OssStore(Location.parse("oss://models/r1"), options, source=keys, environ={}).reader()
+        begun = threading.Event()
+        line = reader._line.connection
+        hold = line._hold
+        line._hold = lambda sock: (hold(sock), begun.set())  # type: ignore[method-assign, assignment]
+        found = interrupted_while(reader, begun, lambda: reader.read("a", 0, 1, lambda view: None))
+        assert type(found) is Interrupted
+        for sock in fill:
+            sock.close()
+
+
+# refusals
+
+
+def test_what_oss_says_stays_in_the_message_and_secrets_do_not(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    key = oss.keys.temporary(denied={"get"})
+    store = store_of(oss, "r1", key)
+    with pytest.raises(AccessDenied) as caught:
+        everything(store)
+    record = oss.log.records(operation="GetObject")[0]
+    for word in ("oss://models/r1/a", "AccessDenied", record.request_id, "EC "):
+        assert word in caught.value.message
+    wrong = AccessKey(key.id, "another-secret", key.token)
+    with pytest.raises(AccessDenied, match="SignatureDoesNotMatch") as other:
+        store_of(oss, "r1", wrong).head("a")
+    assert "--region" in (other.value.hint or "")
+    for shown in (caught, other):
+        text = repr(shown.getrepr(style="long", chain=True)) + str(shown.value)
+        assert key.secret not in text
+        assert (key.token or "") not in text
+
+
+def test_debug_logs_hold_no_token(oss: Oss, caplog: pytest.LogCaptureFixture) -> None:
+    oss.put("r1/a", DATA)
+    key = oss.keys.temporary()
+    with caplog.at_level(logging.DEBUG):
+        for signature in ("v4", "v1"):
+            everything(store_of(oss, "r1", key, signature=signature))
+    assert (key.token or "") not in caplog.text
+    assert key.secret not in caplog.text
+
+
+def test_expired_credentials_are_reported_to_their_source(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    old, new = oss.keys.temporary(seconds=-1), oss.keys.temporary()
+    store = store_of(oss, "r1", old, new)
+    keys = store.credentials
+    assert isinstance(keys, Keys)
+    with pytest.raises(CredentialsExpired):
+        everything(store)
+    assert [one.key_id for one in keys.refused] == [old.id]
+    assert everything(store) == DATA
+    # A key that is denied is no key that expired.
+    denied = store_of(oss, "r1", oss.keys.new(denied={"get"}))
+    with pytest.raises(AccessDenied):
+        denied.head("a")
+    assert isinstance(denied.credentials, Keys)
+    assert denied.credentials.refused == []
+
+
+@pytest.mark.parametrize("storage_class", ["Archive", "ColdArchive"])
+def test_an_archived_object_is_named_with_the_command_that_restores_it(oss: Oss, storage_class: str) -> None:
+    oss.put("r1/a", DATA, storage_class=storage_class)
+    store = store_of(oss)
+    assert store.head("a").readable is (None if storage_class == "Archive" else False)
+    assert next(store.list()).readable is None
+    with pytest.raises(MustRestore) as caught:
+        everything(store)
+    assert "ossutil restore oss://models/r1/a" in (caught.value.hint or "")
+    oss.restored("r1/a")
+    assert store.head("a").readable is True
+    assert next(store.list()).storage_class == storage_class
+    assert everything(store) == DATA
+
+
+def test_a_bucket_that_is_not_there(oss: Oss) -> None:
+    options = StoreOptions(endpoint=oss.endpoint, region=oss.region)
+    store = OssStore(Location.parse("oss://nobody/r1"), options, source=Keys(oss.key), environ={})
+    for call in (lambda: list(store.list()), lambda: store.head("a"), lambda: everything(store)):
+        with pytest.raises(NotFound):
+            call()
+
+
+def answer(status: int, code: str = "", headers: dict[str, str] | None = None, **details: str) -> StagerError:
+    import oss2
+
+    known = {"x-oss-request-id": "REQ", **(headers or {})}
+    details = {"Code": code, "Message": details.pop("message", "words"), **details}
+    exc = oss2.exceptions.ServerError(status, known, b"", details)
+    used = Credentials("STS.x", "s3cret", "CAISt0ken")
+    return refused(exc, "`oss://b/k`", used=used, restore="oss://b/k", now=1_700_000_000)
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "hint"),
+    [
+        (answer(403, "RequestTimeTooSkewed", {"Date": "Tue, 14 Nov 2023 22:43:20 GMT"}), CredentialsExpired, "1800 s behind"),
+        (answer(403, "SecurityTokenExpired"), CredentialsExpired, ""),
+        (answer(403, "AccessDenied", message="Request has expired."), CredentialsExpired, ""),
+        (answer(403, "InvalidAccessKeyId"), CredentialsExpired, ""),
+        (answer(403, "AccessDenied", Endpoint="oss-cn-beijing.aliyuncs.com"), AccessDenied, "--endpoint oss-cn-beijing"),
+        (answer(403, headers={"x-oss-request-id": ""}), AccessDenied, "no_proxy"),
+        (answer(407, headers={"x-oss-request-id": ""}), AccessDenied, "proxy"),
+        (answer(400, "InvalidArgument", message="Invalid signing region in Authorization header."), UsageError, "--region"),
+        (answer(400, "InvalidBucketName"), UsageError, ""),
+        (answer(400, "InvalidPart"), IntegrityError, ""),
+        (answer(400, "RequestTimeout"), RemoteError, ""),
+        (answer(404, "NoSuchBucket"), NotFound, "bucket's name"),
+        (answer(409, "FileAlreadyExists"), ObjectExists, ""),
+        (answer(409, "OperationAborted"), RemoteError, ""),
+        (answer(416, "InvalidRange"), ObjectChanged, ""),
+        (answer(301, "PermanentRedirect", Endpoint="oss-cn-beijing.aliyuncs.com"), UsageError, "--endpoint"),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_its_error_and_a_hint(
+    found: StagerError, error: type[StagerError], hint: str
+) -> None:
+    assert type(found) is error
+    assert hint in (found.hint or "")
+    assert "`oss://b/k`" in found.message
+
+
+def test_a_secret_that_a_server_repeats_is_hidden() -> None:
+    found = answer(400, "InvalidArgument", message="x-oss-security-token: CAISt0ken; key: s3cret")
+    assert "x-oss-security-token: ***; key: ***" in found.message
+
+
+def test_the_wait_that_a_server_asks_for() -> None:
+    assert retry_after("3", 0) == 3
+    assert retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 20) == 40
+    assert retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 90) == 0
+    assert retry_after("soon", 0) is None
+    assert retry_after(None, 0) is None
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "bytes 0-1", "bytes */7", "bytes 0-1/*", "bytes=0-1/2", "bytes 0-1/2 "]
+)
+def test_a_strange_content_range_is_none(text: str | None) -> None:
+    assert content_range(text) is None
+
+
+# listings
+
+
+@pytest.mark.parametrize("kind", ["cut-list", "repeat-list", "no-token", "close", "error"])
+def test_a_listing_that_breaks_off_is_an_error_and_not_an_end(oss: Oss, kind: str) -> None:
+    given = [f"{n:05}" for n in range(2500)]
+    for name in given:
+        oss.put(f"r1/{name}", b"")
+    oss.faults.add(Fault(kind, skip=1, operation="ListObjectsV2"))
+    found: list[str] = []
+    listing = store_of(oss).list()
+    with pytest.raises(RemoteError):  # noqa: PT012  # what came before the error counts
+        while True:
+            found.append(next(listing).name)
+    assert found == given[: len(found)]
+    assert len(found) >= 1000
+
+
+# where and as whom
+
+
+@pytest.mark.parametrize("signature", ["v4", "v1"])
+def test_temporary_keys_sign_both_ways(oss: Oss, signature: str) -> None:
+    oss.put("r1/a", DATA)
+    store = store_of(oss, "r1", oss.keys.temporary(), signature=signature)
+    assert everything(store) == DATA
+    send(store, "b", DATA)
+    assert {record.version for record in oss.log.records()} == {signature}
+
+
+def test_nobody_needs_no_key_for_what_is_public(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    oss.bucket.acl = "public-read"
+    store = store_of(oss, anonymous=True, region=None)
+    assert everything(store) == DATA
+    assert {record.access_key for record in oss.log.records()} == {""}
+    assert oss.log.count(operation="GetBucketLocation") == 0
+    with pytest.raises(AccessDenied):
+        send(store, "b", b"x")
+
+
+def test_a_region_that_nothing_names_is_asked_for_once() -> None:
+    with Oss(region="cn-beijing") as oss:
+        oss.put("r1/a", DATA)
+        store = store_of(oss, region=None)
+        assert everything(store) == DATA
+        assert store.head("a").size == len(DATA)
+        assert store.endpoint.region == "cn-beijing"
+        assert oss.log.count(operation="GetBucketLocation") == 1
+        assert everything(store_of(oss, region=None, signature="v1")) == DATA  # which needs none
+        assert oss.log.count(operation="GetBucketLocation") == 1
+        shy = store_of(oss, "r1", oss.keys.new(denied={"info"}), region=None)
+        with pytest.raises(AccessDenied) as caught:
+            shy.head("a")
+        assert "--region" in (caught.value.hint or "")
+
+
+def test_source_addresses_take_turns(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    store = store_of(oss, source_ips=("127.0.0.2", "127.0.0.3"))
+    for _ in range(4):
+        everything(store)
+    seen = [record.client[0] for record in oss.log.records(operation="GetObject")]
+    assert sorted(seen) == ["127.0.0.2"] * 2 + ["127.0.0.3"] * 2
+    assert seen[0] != seen[1]
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1"):
+        everything(store_of(oss, source_ips=("192.0.2.1",)))
+    with pytest.raises(UsageError):
+        store_of(oss, source_ips=("eth0",))
+
+
+def test_nobody_there_and_nobody_known_are_worth_a_retry() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        options = StoreOptions(endpoint=f"127.0.0.1:{free.getsockname()[1]}", region="cn-x")
+        store = OssStore(
+            Location.parse("oss://models/r1"), options, source=Keys(AccessKey("i", "s")), environ={}
+        )
+        with pytest.raises(RemoteError, match="refused"):
+            store.head("a")
+
+
+def test_a_forked_process_does_not_use_its_parents_connections(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    store = store_of(oss)
+    store.head("a")
+    child = os.fork()
+    if not child:
+        status = 1
+        with suppress(BaseException):
+            store.head("a")
+            status = 0
+        os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    store.head("a")
+    first, second, third = [record.connection for record in oss.log.records(operation="HeadObject")]
+    assert first == third != second
+
+
+# proxies and certificates
+
+
+class Proxy:
+    """An HTTP proxy that sends whatever it is asked for to one place. `asked` has the request lines and credentials."""
+
+    def __init__(self, port: int, refuse: int = 0) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self._to, self._refuse = port, refuse
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.port = self._sock.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._sock.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(65536)
+        first, *lines = head.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        auth = next((line for line in lines if line.lower().startswith("proxy-authorization:")), "")
+        self.asked.append((first, auth.partition(":")[2].strip()))
+        if self._refuse:
+            client.sendall(f"HTTP/1.1 {self._refuse} No\r\nContent-Length: 0\r\n\r\n".encode())
+            return
+        server = socket.create_connection(("127.0.0.1", self._to))
+        if first.startswith("CONNECT"):
+            client.sendall(b"HTTP/1.1 200 Fine\r\n\r\n")
+        else:
+            method, url, version = first.split(" ")
+            path = "/" + url.split("/", 3)[3]
+            server.sendall(head.replace(first.encode(), f"{method} {path} {version}".encode(), 1))
+        threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+        self._pump(server, client)
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@contextmanager
+def proxied(monkeypatch: pytest.MonkeyPatch, port: int, refuse: int = 0, user: str = "") -> Iterator[Proxy]:
+    proxy = Proxy(port, refuse)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{user}127.0.0.1:{proxy.port}")
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundles = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name in bundles]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("signature", ["v4", "v1"])
+@pytest.mark.parametrize("host", ["oss-cn-hangzhou.aliyuncs.com", "weights.example.com"])
+def test_names_of_buckets_and_domains_through_a_proxy(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch, host: str, signature: str
+) -> None:
+    oss.put("r1/a b", DATA)
+    oss.cnames["weights.example.com"] = "models"
+    with proxied(monkeypatch, oss.port, user="me:p%40ss@") as proxy:
+        store = store_of(oss, endpoint=f"http://{host}", signature=signature)
+        assert everything(store, "a b") == DATA
+        assert [one.name for one in store.list()] == ["a b"]
+        send(store, "b", DATA)
+    named = host if host.startswith("weights") else f"models.{host}"
+    assert {record.host for record in oss.log.records()} == {named}
+    assert {auth for _, auth in proxy.asked} == {"Basic bWU6cEBzcw=="}
+    assert all(f" http://{named}/" in line and "ignature" not in line for line, _ in proxy.asked)
+
+
+def test_a_proxy_is_left_out_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", ".internal.example.com,oss-cn-hangzhou-internal.aliyuncs.com")
+    route = Route(StoreOptions(), {})
+
+    def asked(url: str) -> str | None:
+        found = route.proxy(Origin.of(url))
+        return found.host if found else None
+
+    assert asked("http://models.oss-cn-beijing.aliyuncs.com/k") == "proxy"
+    assert asked("http://models.oss-cn-hangzhou-internal.aliyuncs.com/k") is None
+    assert asked("http://oss.internal.example.com:80/k") is None
+    assert asked("https://models.oss-cn-beijing.aliyuncs.com/k") is None  # https has a variable of its own
+    for here in ("localhost:1", "127.0.0.1:1", "127.9.9.9"):
+        assert asked(f"http://{here}/k") is None
+    monkeypatch.setenv("all_proxy", "proxy2:8080")
+    assert asked("https://models.oss-cn-beijing.aliyuncs.com/k") == "proxy2"
+
+
+@pytest.mark.parametrize(
+    "text", ["socks5://me:hidden@127.0.0.1:1", "https://me:hidden@proxy", "http://:80", "a:b:c"]
+)
+def test_a_proxy_of_another_kind_is_refused_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("http_proxy", text)
+    with pytest.raises(UsageError) as caught:
+        Route(StoreOptions(), {}).proxy(Origin.of("http://models.example.com/k"))
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and the names used here, which is its own authority, and the file with its key as well."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "oss")])
+    names = [
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.DNSName("*.oss-cn-hangzhou.aliyuncs.com"),
+    ]
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("ca")
+    public = made.public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "ca.pem").write_bytes(public)
+    (folder / "both.pem").write_bytes(public + private)
+    return folder / "ca.pem", folder / "both.pem"
+
+
+@pytest.fixture
+def secure(authority: tuple[Path, Path]) -> Iterator[Oss]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority[1])
+    with Oss(tls=context) as oss:
+        oss.put("r1/a", DATA)
+        yield oss
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_certificates_are_checked_against_what_the_environment_names(
+    secure: Oss, authority: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(authority[0]))
+    options = StoreOptions(endpoint=secure.endpoint, region=secure.region)
+    store = OssStore(Location.parse("oss://models/r1"), options, source=Keys(secure.key))
+    assert everything(store) == DATA
+    assert store.head("a").crc64 == crc64(DATA)
+    send(store, "b", DATA)
+    assert secure.get("r1/b") == DATA
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Oss, authority: tuple[Path, Path]) -> None:
+    for call in (everything, lambda store: store.head("a")):
+        with pytest.raises(AccessDenied, match="certificate") as caught:
+            call(store_of(secure))
+        assert "SSL_CERT_FILE" in (caught.value.hint or "")
+    options = StoreOptions(endpoint=secure.endpoint, region=secure.region)
+    environ = {"REQUESTS_CA_BUNDLE": "/nothing.pem"}
+    store = OssStore(Location.parse("oss://models/r1"), options, source=Keys(secure.key), environ=environ)
+    with pytest.raises(UsageError, match=r"nothing\.pem"):
+        store.head("a")
+
+
+def test_https_to_a_server_that_speaks_http_is_named(oss: Oss) -> None:
+    def answer_in_plain() -> None:
+        client, _ = plain.accept()
+        client.recv(1 << 16)
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        threading.Thread(target=answer_in_plain, daemon=True).start()
+        with pytest.raises(UsageError) as caught:
+            store_of(oss, endpoint=f"https://127.0.0.1:{plain.getsockname()[1]}").head("a")
+    assert "http://" in (caught.value.hint or "")
+
+
+def trusting(secure: Oss, authority: tuple[Path, Path], **options: object) -> OssStore:
+    given = {"endpoint": secure.endpoint, "region": secure.region} | options
+    environ = {"CURL_CA_BUNDLE": str(authority[0])}
+    source = Keys(secure.key)
+    return OssStore(Location.parse("oss://models/r1"), StoreOptions(**given), source=source, environ=environ)  # type: ignore[arg-type]
+
+
+def test_https_goes_through_a_tunnel(
+    secure: Oss, authority: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = "https://oss-cn-hangzhou.aliyuncs.com"
+    with proxied(monkeypatch, secure.port, user="me:p%40ss@") as proxy:
+        store = trusting(secure, authority, endpoint=endpoint)
+        assert everything(store) == DATA
+        send(store, "b", DATA)
+    assert secure.get("r1/b") == DATA
+    assert set(proxy.asked) == {
+        ("CONNECT models.oss-cn-hangzhou.aliyuncs.com:443 HTTP/1.1", "Basic bWU6cEBzcw==")
+    }
+    for status, error in ((407, AccessDenied), (502, RemoteError)):
+        with proxied(monkeypatch, secure.port, refuse=status), pytest.raises(error, match=str(status)):
+            everything(trusting(secure, authority, endpoint=endpoint))
+
+
+def test_an_interrupt_under_tls_never_gives_ciphertext(secure: Oss, authority: tuple[Path, Path]) -> None:
+    secure.put("r1/a", DATA)
+    reader, got = trusting(secure, authority).reader(), []
+
+    def sink(view: memoryview) -> None:
+        got.append(bytes(view))
+        if len(got) == 2:
+            reader.interrupt()
+
+    with pytest.raises(Interrupted):
+        reader.read("a", 0, len(DATA), sink)
+    assert DATA.startswith(b"".join(got))
+    secure.faults.add(Fault("stall", after_bytes=2 * BLOCK, seconds=60))
+    first = threading.Event()
+    got.clear()
+
+    def wait(view: memoryview) -> None:
+        got.append(bytes(view))
+        first.set()
+
+    found = interrupted_while(reader, first, lambda: reader.read("a", 0, len(DATA), wait))
+    assert type(found) is Interrupted
+    assert DATA.startswith(b"".join(got))
+    assert reader.read("a", 0, 10, lambda view: None).size == len(DATA)
+
+
+# uploads
+
+
+@pytest.mark.parametrize(
+    "size", [1, PART_FLOOR, 10_000 * PART_FLOOR, 10_000 * PART_FLOOR + 1, 48_800_000_000_000]
+)
+def test_parts_suffice_for_any_object(size: int) -> None:
+    part = part_size(size)
+    assert part >= PART_FLOOR
+    assert part % (1 << 20) == 0
+    assert -(-size // part) <= 10_000
+    assert part <= 5 << 30
+
+
+def test_an_object_larger_than_oss_takes_is_refused() -> None:
+    with pytest.raises(UsageError):
+        part_size(60_000_000_000_000)
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    return os.urandom(1 << 20) * 17
+
+
+def test_a_part_that_arrives_damaged_can_be_sent_again(oss: Oss, large: bytes) -> None:
+    upload = store_of(oss).upload("a", len(large))
+    view, size = memoryview(large), upload.part_size
+    for fault in (Fault("wrong-crc", operation="UploadPart"), Fault("reset", operation="UploadPart")):
+        oss.faults.add(fault)
+        with pytest.raises(RemoteError):
+            upload.part(1, view[:size])
+        assert fault.fired == 1
+    upload.part(1, view[:size])
+    upload.part(2, view[size:])
+    upload.complete()
+    assert oss.get("r1/a") == large
+
+
+def test_a_small_object_that_arrives_damaged_can_be_sent_again(oss: Oss) -> None:
+    upload = store_of(oss).upload("a", len(DATA))
+    upload.part(1, memoryview(DATA))
+    oss.faults.add(Fault("wrong-crc", operation="PutObject"))
+    with pytest.raises(RemoteError, match="CRC"):
+        upload.complete()
+    upload.complete()
+    assert oss.get("r1/a") == DATA
+
+
+def test_the_crc_of_the_whole_is_compared_too(oss: Oss, large: bytes) -> None:
+    oss.faults.add(Fault("wrong-crc", operation="CompleteMultipartUpload", times=2))
+    send(store_of(oss), "a", large)  # only the answer was damaged: the object says what it has
+    oss.faults.add(Fault("wrong-crc", operation="HeadObject"))
+    with pytest.raises(IntegrityError):
+        send(store_of(oss), "b", large)
+
+
+def test_a_refusal_is_heard_although_the_body_is_still_being_sent(oss: Oss, large: bytes) -> None:
+    store = store_of(oss, "r1", oss.keys.new(denied={"put"}))
+    with pytest.raises(AccessDenied, match="AccessDenied"):
+        send(store, "a", DATA)
+    with pytest.raises(AccessDenied):
+        send(store, "a", large)
+
+
+def test_the_newest_upload_of_that_very_key_goes_on_and_parts_that_do_not_fit_are_sent_again(
+    oss: Oss, large: bytes
+) -> None:
+    store, view = store_of(oss), memoryview(large)
+    older = store.upload("a", len(large))
+    older.part(1, view[: older.part_size])
+    time.sleep(1.1)  # OSS tells the time of a beginning in seconds
+    newer = store.upload("a", len(large))
+    near = store.upload("a2", len(large))
+    near.part(1, view[: near.part_size])
+    assert store.upload("a", len(large), resume=True).parts == ()
+    newer.part(2, view[newer.part_size :])
+    found = store.upload("a", len(large), resume=True)
+    assert [part.number for part in found.parts] == [2]
+    # For a longer object the last part of the shorter one is too short.
+    assert store.upload("a", len(large) + (1 << 20), resume=True).parts == ()
+
+
+def test_unfinished_uploads_are_listed_below_the_root(oss: Oss, large: bytes) -> None:
+    store, view = store_of(oss), memoryview(large)
+    uploads = [store.upload(name, len(large)) for name in ("a", "sub/b")]
+    store_of(oss, "r10").upload("c", len(large))
+    found = list(store.unfinished())
+    assert [(one.name, one.upload_id) for one in found] == [
+        (name, upload.upload_id) for name, upload in zip(("a", "sub/b"), uploads, strict=True)
+    ]
+    assert all(abs(one.begun - time.time()) < 60 for one in found)
+    uploads[0].part(1, view[: uploads[0].part_size])
+    uploads[0].abort()
+    assert [one.name for one in store.unfinished()] == ["sub/b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("", "x"), ("sp ace", "x"), ("a", "two\nlines"), ("a", " x"), ("a:", "x")]
+)
+def test_metadata_that_no_header_can_hold_is_refused(oss: Oss, key: str, value: str) -> None:
+    with pytest.raises(UsageError):
+        store_of(oss).upload("a", 1, metadata={key: value})
+
+
+def test_a_name_that_no_object_can_have_is_refused(oss: Oss) -> None:
+    store = store_of(oss)
+    for name in ("\udcff", "x" * 1021, ""):
+        with pytest.raises(UsageError):
+            store.head(name)
+
+
+def test_names_with_control_characters_are_deleted_too(oss: Oss) -> None:
+    for name in ("a\x01b", "c\nd", "e"):
+        oss.put(f"r1/{name}", b"x")
+    store_of(oss).delete(["a\x01b", "c\nd", "e"])
+    assert oss.names() == []
+
+
+def test_a_page_of_parts_that_is_cut_is_no_page() -> None:
+    whole = b"<R><IsTruncated>true</IsTruncated><NextPartNumberMarker>7</NextPartNumberMarker></R>"
+    assert part_page(whole).more == "7"
+    for broken in (whole[:-4], b"<R></R>", b"<R><IsTruncated>true</IsTruncated></R>"):
+        with pytest.raises(ValueError):
+            part_page(broken)
