@@ -74,10 +74,10 @@ def test_names_ascend_by_their_bytes(store: DirectoryStore) -> None:
 letters = st.text(alphabet="a-0/é", min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sets(letters, max_size=12), letters | st.just(""), letters | st.just(""))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(letters, max_size=8), letters)
 def test_a_listing_is_the_sorted_names_after_one_and_below_another(
-    tmp_path_factory: pytest.TempPathFactory, wanted: set[str], below: str, after: str
+    tmp_path_factory: pytest.TempPathFactory, wanted: set[str], other: str
 ) -> None:
     store = DirectoryStore(str(tmp_path_factory.mktemp("root")))
     made = set()
@@ -87,8 +87,11 @@ def test_a_listing_is_the_sorted_names_after_one_and_below_another(
         except (UsageError, LocalIOError, NotFound):
             continue  # no proper name, or a file where a folder must be
         made.add(name)
-    expected = [n for n in made if n.startswith(below) and os.fsencode(n) > os.fsencode(after)]
-    assert names(store, below, after) == sorted(expected, key=os.fsencode)
+    prefixes = {name[:length] for name in {*made, other, "a/0/a"} for length in range(len(name) + 1)}
+    for prefix in prefixes:
+        for below, after in ((prefix, ""), ("", prefix), (prefix, other), (other[:1], prefix)):
+            expected = [n for n in made if n.startswith(below) and os.fsencode(n) > os.fsencode(after)]
+            assert names(store, below, after) == sorted(expected, key=os.fsencode)
 
 
 def test_a_root_that_is_not_there_has_no_objects(store: DirectoryStore) -> None:
@@ -252,9 +255,9 @@ def test_what_a_sink_raises_comes_out(store: DirectoryStore) -> None:
     reader = store.reader()
 
     def sink(block: memoryview) -> None:
-        raise KeyError("mine")
+        raise OSError(5, "mine")
 
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(OSError, match="mine"):
         reader.read("file", 0, 5, sink)
     got = bytearray()
     reader.read("file", 0, 5, got.extend)
@@ -318,9 +321,9 @@ def test_each_block_is_paced_before_it_is_written(store: DirectoryStore) -> None
     assert paced == [BLOCK, BLOCK, 5]
 
     def stop(size: int) -> None:
-        raise KeyError
+        raise OSError(5, "mine")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(OSError, match="mine"):
         upload.part(1, memoryview(bytes(2 * BLOCK + 5)), pace=stop)
     with pytest.raises(ValueError):
         upload.complete()  # the part is not there any more

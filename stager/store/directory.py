@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -128,26 +127,19 @@ class DirectoryReader:
         """Nothing is opened before the first read."""
         self._store = store
         self._view = memoryview(bytearray(BLOCK))
-        self._lock = threading.Lock()
-        self._reading = False
         self._interrupted = False
 
     def read(
         self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
     ) -> StoredObject:
         """As `Reader.read`."""
-        with self._lock:
-            self._reading, self._interrupted = True, False
+        self._interrupted = False  # one that came between two reads was for none
+        fd = self._store.open(name)
         try:
-            fd = self._store.open(name)
-            try:
-                return self._copy(fd, name, offset, length, sink, etag)
-            finally:
-                with suppress(OSError):
-                    os.close(fd)
+            return self._copy(fd, name, offset, length, sink, etag)
         finally:
-            with self._lock:
-                self._reading = False
+            with suppress(OSError):
+                os.close(fd)
 
     def _copy(
         self, fd: int, name: str, offset: int, length: int, sink: Sink, etag: str | None
@@ -186,8 +178,7 @@ class DirectoryReader:
 
     def interrupt(self) -> None:
         """As `Reader.interrupt`."""
-        with self._lock:
-            self._interrupted = self._reading
+        self._interrupted = True
 
     def close(self) -> None:
         """As `Reader.close`."""

@@ -94,20 +94,23 @@ class DirectoryUpload:
             raise ValueError(f"part {number} of {len(data)} bytes, expected {self._expected(number)}")
         at = (number - 1) * PART_SIZE
         self._done.pop(number, None)
-        try:
-            for start in range(0, len(data), BLOCK):
-                block = data[start : start + BLOCK]
-                if pace is not None:
-                    pace(len(block))
-                while block:
-                    written = os.pwrite(self._fd, block, at)
-                    at += written
-                    block = block[written:]
-        except OSError as exc:
-            raise from_oserror(exc, f"`{shown(self._part)}`") from exc
+        for start in range(0, len(data), BLOCK):
+            block = data[start : start + BLOCK]
+            if pace is not None:
+                pace(len(block))
+            self._write(block, at + start)
         crc = crc64(data)
         self._done[number] = made = UploadedPart(number, len(data), f"{crc:016x}", crc)
         return made
+
+    def _write(self, block: memoryview, at: int) -> None:
+        try:
+            while block:
+                written = os.pwrite(self._fd, block, at)
+                at += written
+                block = block[written:]
+        except OSError as exc:
+            raise from_oserror(exc, f"`{shown(self._part)}`") from exc
 
     def complete(self) -> StoredObject:
         """As `Upload.complete`: the bytes are on disk and the name is, when it returns. Raises ValueError when parts are missing."""
