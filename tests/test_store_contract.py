@@ -462,13 +462,7 @@ def test_an_object_that_is_there_is_replaced_only_where_that_was_asked_for(
     assert place.get("a") == b"new"
 
 
-def test_an_upload_is_paced_block_by_block_and_the_pace_may_end_it(
-    place: Place, request: pytest.FixtureRequest
-) -> None:
-    if place.folders:
-        request.applymarker(
-            pytest.mark.xfail(reason="a folder's upload takes an OSError of the pace for its own")
-        )
+def test_an_upload_is_paced_block_by_block_and_the_pace_may_end_it(place: Place) -> None:
     paced: list[int] = []
     upload = place.store.upload("a", len(DATA))
     upload.part(1, memoryview(DATA), pace=paced.append)
