@@ -14,7 +14,7 @@ import stager
 from tests.harness import MIB, ROOT, Box, command, environment
 
 GOLDEN = ROOT / "tests" / "golden" / "cli"
-VERBS = ("warm", "check", "status", "run", "ready", "wait", "evict")
+VERBS = ("warm", "check", "ls", "status", "run", "ready", "wait", "evict")
 
 
 def help_of(*words: str) -> str:
@@ -85,6 +85,9 @@ USAGE = [
     ("ready", "--marker"),
     ("wait", "--timeout", "x"),
     ("status", ".", "--min-resident", "x"),
+    ("ls",),
+    ("ls", "s3://bucket/r1"),
+    ("ls", "oss://bucket/r1", "--read-timeout", "never"),
     ("run", "--warm", "."),
 ]
 

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 import stager.core
 from stager.core import errors
 from stager.core.events import Event, Failure, FileProblem, FileResidency, Note, Progress, Stall, jsonable
+from stager.core.fetch_reports import FetchForecast, FetchSummary
 from stager.core.model import Known, Residency
 from stager.core.reports import EvictSummary, Forecast, HoldSummary, Readiness, StatusTotal, WarmSummary
+from stager.core.store_reports import Listing, ManifestFacts, Permission, StoredFile, StoreForecast
 from stager.core.units import GIB, MIB
 
 GOLDEN = Path(__file__).parent / "golden" / "report"
@@ -52,6 +54,68 @@ WARMED = WarmSummary(
     unknown_origin=0,
     binding="",
     marker="/run/stager/ready.json",
+)
+
+LISTED = Listing(
+    location="oss://bucket/models/r1",
+    files=17,
+    total=64 * GIB,
+    skipped=1,
+    formats=("safetensors",),
+    complete="yes",
+    reasons=("yes, by manifest, names and indexes",),
+    manifest=ManifestFacts("org/r1", "v2", "complete", 17),
+    broken=False,
+)
+
+REACHED = StoreForecast(
+    location="oss://bucket/models/r1",
+    exit_code=0,
+    reason="",
+    endpoint="http://oss-cn-hangzhou-internal.aliyuncs.com",
+    region="cn-hangzhou",
+    style="virtual",
+    credentials="RRSA role acs:ram::1:role/reader",
+    expires=1767225600.0,
+    answered_in=0.004,
+    permissions=(
+        Permission("list", allowed=True, needed=True, why=""),
+        Permission("put", allowed=None, needed=False, why="--put tries it"),
+        Permission("list uploads", allowed=False, needed=False, why="AccessDenied"),
+    ),
+    files=17,
+    total=64 * GIB,
+    formats=("safetensors",),
+    complete="yes",
+    manifest=ManifestFacts("org/r1", "v2", "complete", 17),
+    archived=(),
+    unfinished=2,
+    oldest=259200.0,
+    sections=(("where", ("oss://bucket/models/r1",)), ("verdict", ("a fetch would begin, exit 0",))),
+)
+
+FETCHED = FetchSummary(
+    source="oss://bucket/models/r1",
+    folder="/models/r1",
+    complete=True,
+    reason="",
+    files=17,
+    total=64 * GIB,
+    fetched=60 * GIB,
+    resumed=3 * GIB,
+    already=GIB,
+    seconds=30.5,
+    rate=2.1 * GIB,
+    lanes=16,
+    peak=24,
+    processes=1,
+    verified="crc64",
+    unproven=0,
+    retried=3,
+    replaced=1,
+    mended=0,
+    removed=0,
+    skipped=1,
 )
 
 SAMPLES: dict[str, Event] = {
@@ -104,6 +168,40 @@ SAMPLES: dict[str, Event] = {
         residency=Residency(0, 64 * GIB, Known.CACHESTAT, 0),
         defects=(),
         sections=(("files", ("17 files, 64.0 GiB", "safetensors, complete")), ("memory", ("fits",))),
+    ),
+    "fetch": FETCHED,
+    "fetch-again": replace(FETCHED, fetched=0, resumed=0, already=64 * GIB, retried=0, replaced=0),
+    "fetch-unfinished": replace(FETCHED, complete=False, reason="run it again to go on"),
+    "fetch-unproven": replace(FETCHED, verified="", unproven=17, processes=4, mended=1, removed=2),
+    "fetch-forecast": FetchForecast(
+        source="oss://bucket/models/r1",
+        folder="/models/r1",
+        files=17,
+        total=64 * GIB,
+        present=GIB,
+        resumable=3 * GIB,
+        to_fetch=63 * GIB,
+        removes=(AWKWARD,),
+        free=100 * GIB,
+        keep_free=GIB,
+        refusal="",
+    ),
+    "object": StoredFile("model-00001-of-00003.safetensors", 4 * GIB, "Standard", ""),
+    "object-odd": StoredFile(AWKWARD, 7, "Archive", "a lock file"),
+    "listing": LISTED,
+    "listing-incomplete": replace(
+        LISTED, complete="no", reasons=("no", "b.safetensors: missing"), manifest=None, formats=("unknown",)
+    ),
+    "listing-broken": replace(LISTED, manifest=None, broken=True, complete="unknown", reasons=("unknown",)),
+    "store-forecast": REACHED,
+    "store-forecast-unreachable": replace(
+        REACHED,
+        exit_code=5,
+        reason="no route",
+        answered_in=None,
+        permissions=(),
+        unfinished=None,
+        oldest=None,
     ),
     "status-total": StatusTotal(17, Residency(4 * GIB, 64 * GIB, Known.MINCORE), 4 * GIB),
     "status-total-unknown": StatusTotal(2, Residency.unknown(64 * GIB, "overlayfs"), 4 * GIB),

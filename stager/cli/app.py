@@ -18,7 +18,7 @@ from stager.core.events import Failure
 _COMMANDS = {
     "fetch": "Download a model from OSS into a folder, prove every byte, and leave it warm.",
     "warm": "Read model files into the page cache, prove it, and open the gate.",
-    "check": "Say what a run would do and how it would end, or whether a store can be used; warm nothing.",
+    "check": "Say what a run would do and how it would end, here or in a store; change nothing.",
     "ls": "List a model in a store: sizes, completeness, manifest.",
     "status": "Show what is resident now, file by file, and how that is known.",
     "run": "Warm, then become the engine: `stager run --warm DIR -- CMD ARG...`.",
@@ -59,8 +59,9 @@ def _stager() -> None:
       stager ready                         0 when warm, for a probe
 
     \b
-    Exit codes: 0 done, 1 bug, 2 usage, 3 the answer is no, 4 memory refused, 6 access, 7 not found,
-    8 incomplete or corrupt, 9 local I/O, 10 deadline or stall, 11 the mount drops pages, 128+N signal N.
+    Exit codes: 0 done, 1 bug, 2 usage, 3 the answer is no, 4 memory or disk refused, 5 remote trouble,
+    6 access, 7 not found, 8 incomplete or corrupt, 9 local I/O, 10 deadline or stall,
+    11 the mount drops pages, 128+N signal N.
     """
 
 
