@@ -5,6 +5,7 @@ STS and the metadata service are look-alikes on loopback; the clock of the refre
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ import pytest
 
 from stager.core.errors import AccessDenied, RemoteError, StagerError, UsageError
 from stager.store.credentials import Credentials, Source, ecs, find
+from stager.store.credentials.exchange import Silence, exchange
 from stager.store.credentials.refresh import ATTEMPTS, MARGIN, Refreshed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,9 +119,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = _serve  # noqa: N815 - the names that the library calls
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - the names that the library calls
 
     def log_message(self, *args: object) -> None: ...
 
@@ -387,9 +390,34 @@ def test_answers_that_are_no_credentials(cloud: Cloud, rrsa: dict[str, str], bod
 
 @pytest.mark.parametrize("field", ["AccessKeyId", "AccessKeySecret", "SecurityToken"])
 def test_what_could_break_out_of_a_header_is_refused(cloud: Cloud, rrsa: dict[str, str], field: str) -> None:
-    cloud.garbage = json.dumps({"Credentials": {**cloud.issued(), field: "shh\r\nX: y"}}).encode()
+    cloud.garbage = json.dumps({"Credentials": {**cloud.issued(), field: "shh\r\nX:y"}}).encode()
     with pytest.raises(RemoteError, match="no credentials"):
         unpaused(find(environ=rrsa)).get()
+
+
+def test_an_answer_that_is_too_long(cloud: Cloud, rrsa: dict[str, str]) -> None:
+    cloud.garbage = json.dumps({"pad": "x" * 70_000, "Credentials": cloud.issued()}).encode()
+    with pytest.raises(RemoteError, match="too long"):
+        unpaused(find(environ=rrsa)).get()
+
+
+def test_an_answer_that_drips_in_comes_to_an_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+                for _ in range(600):
+                    connection.sendall(b"x")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        with pytest.raises(Silence, match="takes too long"):
+            exchange("GET", url, headers={}, timeout=0.4, proxies=False)
+        thread.join()
 
 
 def test_sts_goes_through_a_proxy(
@@ -446,6 +474,10 @@ def test_version_1_where_a_token_never_arrives(cloud: Cloud) -> None:
 
     cloud.before_answer = hang_on_put
     assert find(environ=metadata(cloud.url)).get().source == "ECS RAM role node-role"
+    cloud.asked.clear()
+    with pytest.raises(AccessDenied, match=r"does not answer \(timed out\)"):
+        find(environ=metadata(cloud.url, ALIBABA_CLOUD_IMDSV1_DISABLED="true")).get()
+    assert [asked.method for asked in cloud.asked] == ["PUT"]
     gone.set()
 
 
@@ -463,11 +495,16 @@ def test_the_off_switch(cloud: Cloud) -> None:
         assert name in (caught.value.hint or "")
 
 
-def test_nobody_at_the_metadata_address() -> None:
+def test_nobody_at_the_metadata_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods: list[str] = []
+    monkeypatch.setattr(
+        ecs, "exchange", lambda method, *a, **k: (methods.append(method), exchange(method, *a, **k))[1]
+    )
     with pytest.raises(
         AccessDenied, match=r"no credentials found: the ECS metadata service .* does not answer"
     ):
         find(environ=metadata(nobody())).get()
+    assert methods == ["PUT"], "one wait for a connection is enough"
     with pytest.raises(RemoteError, match=r"ECS RAM role r: .* does not answer"):
         unpaused(find(environ=metadata(nobody(), ALIBABA_CLOUD_ECS_METADATA="r"))).get()
 
@@ -475,7 +512,7 @@ def test_nobody_at_the_metadata_address() -> None:
 def test_a_metadata_address_that_never_answers(silent: str) -> None:
     begun = time.monotonic()
     with pytest.raises(AccessDenied, match=r"no credentials found: .* does not answer \(timed out\)"):
-        find(environ=metadata(silent)).get()
+        find(environ=metadata(silent, ALIBABA_CLOUD_IMDSV1_DISABLED="true")).get()
     assert time.monotonic() - begun >= ecs.TIMEOUT, "it was waited for"
     assert ecs.TIMEOUT == 1.0
 
@@ -753,6 +790,24 @@ def test_no_secret_in_anything_a_process_says(cloud: Cloud, rrsa: dict[str, str]
         )
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
+        assert expected in said
+        for secret in SECRETS:
+            assert secret not in said
+
+
+def test_no_secret_in_what_the_program_says(cloud: Cloud, rrsa: dict[str, str]) -> None:
+    plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    oidc = {"Code": "AuthenticationFail.NoPermission", "Message": "shh-oidc-1", "RequestId": "R-1"}
+    cloud.sts_refuses = [(403, {}, oidc)]
+    key_pair = {**OSS, "OSS_SESSION_TOKEN": "shh-token"}
+    place = ["oss://bucket/x", "--endpoint", cloud.url, "--region", "cn-x"]
+    for environ, form, expected in ((rrsa, "-v", oidc["Code"]), (key_pair, "--json", "bucket")):
+        done = subprocess.run(
+            [sys.executable, "-m", "stager", "ls", "-vv", form, *place],
+            env={**plain, **environ}, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode not in (0, 2), said
         assert expected in said
         for secret in SECRETS:
             assert secret not in said
