@@ -5,7 +5,7 @@ It is CRC-64/XZ: the polynomial of ECMA-182, reflected, all ones before and afte
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 from fastcrc import crc64 as _crc64
@@ -31,14 +31,21 @@ def combine(first: int, second: int, length: int) -> int:
 
 @lru_cache(maxsize=256)
 def _shift(length: int) -> int:
-    """x^(8 * `length`) modulo the polynomial, by squaring; a fetch has few different lengths."""
-    result, power = _ONE, _ONE >> 8  # 1 and x^8
-    while length:
-        if length & 1:
-            result = _multiply(result, power)
-        power = _multiply(power, power)
-        length >>= 1
+    """x^(8 * `length`) modulo the polynomial, by squaring. Most ranges of a fetch have the same length."""
+    result = _ONE
+    for bit in range(length.bit_length()):
+        if length >> bit & 1:
+            result = _multiply(result, _power(bit))
     return result
+
+
+@cache
+def _power(bit: int) -> int:
+    """x^(8 * 2^`bit`) modulo the polynomial."""
+    if not bit:
+        return _ONE >> 8
+    below = _power(bit - 1)
+    return _multiply(below, below)
 
 
 def _multiply(a: int, b: int) -> int:

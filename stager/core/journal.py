@@ -1,16 +1,19 @@
 """What a fetch notes beside the files, line by line, so that the next run can go on. Pure text.
 
 Nothing in it is trusted by itself: a piece counts when the bytes on disk still have its CRC, a whole file when it still has the
-identity noted. So lines that a crash tore or zeroed cost a download at worst, and are passed over.
+identity noted. So lines that a crash tore or zeroed cost a download at worst, and are passed over, as are names that `place`
+would refuse: whoever can write here shall not lead anybody out of the folder.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from stager.core.pieces import Piece
+from stager.core.placement import fault
 
 PATH = ".stager/fetch.journal"
 
@@ -50,7 +53,7 @@ Record: TypeAlias = Begun | Done | Whole
 
 @dataclass
 class Part:
-    """What is claimed of one part file."""
+    """What is claimed of one part file: pieces inside it, ascending, none of them overlapping."""
 
     size: int
     etag: str
@@ -78,7 +81,10 @@ def line(record: Record) -> bytes:
 
 
 def parse(raw: bytes) -> Journal:
-    """Every claim that still stands at the end of `raw`. A later beginning of a file discards its pieces, a whole file its part."""
+    """Every claim that still stands at the end of `raw`.
+
+    A later beginning of a file discards its pieces, a whole file its part, a later piece those that it was written over.
+    """
     journal = Journal()
     for text in raw.split(b"\n"):
         record = _record(text)
@@ -87,7 +93,7 @@ def parse(raw: bytes) -> Journal:
         elif isinstance(record, Done):
             part = journal.parts.get(record.path)
             if part is not None and part.etag == record.etag:
-                part.pieces.append(record.piece)
+                _note(part, record.piece)
         elif record is not None:
             journal.parts.pop(record.path, None)
             journal.whole[record.path] = record
@@ -103,10 +109,19 @@ def compact(journal: Journal) -> bytes:
     return b"".join(lines)
 
 
+def _note(part: Part, piece: Piece) -> None:
+    if not piece.length or piece.end > part.size:
+        return
+    pieces = part.pieces
+    first = bisect_right(pieces, piece.offset, key=lambda one: one.end)
+    beyond = bisect_left(pieces, piece.end, key=lambda one: one.offset)
+    pieces[first:beyond] = [piece]
+
+
 def _record(text: bytes) -> Record | None:
     try:
         kind, path, *rest = json.loads(text)
-        if not isinstance(path, str) or not path or "\0" in path:
+        if not isinstance(path, str) or fault(path) is not None:
             return None
         if kind == "begun":
             size, etag = rest

@@ -6,11 +6,11 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from stager.core.checksum import crc64
-from stager.core.errors import ResourceRefused, StagerError, from_oserror
+from stager.core.errors import LocalIOError, ResourceRefused, StagerError, from_oserror
 from stager.core.model import FileIdentity
 from stager.core.pieces import Piece
 from stager.core.units import shown
@@ -18,101 +18,139 @@ from stager.node import syscalls
 from stager.node.files import identity_of
 
 PART = ".part"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK = 1 << 20
+_NO_SUCH_CALL = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ESPIPE)
+
+
+def failure(exc: OSError, path: str) -> StagerError:
+    """The error that ``OSError`` becomes, about the file `path`: `ResourceRefused` when the disk or a quota is full."""
+    subject = f"`{shown(path)}`"
+    if exc.errno in FULL:
+        return ResourceRefused(
+            f"{subject}: {os.strerror(exc.errno).lower()} ({errno.errorcode[exc.errno]})",
+            hint="make room and run it again: it goes on where it was",
+        )
+    return from_oserror(exc, subject)
+
+
+def blocks(
+    fd: int, offset: int, length: int | None, checkpoint: Callable[[int], None]
+) -> Iterator[memoryview]:
+    """The bytes from `offset` on, at most `length`, in blocks that are valid until the next is asked for. Raises ``OSError``.
+
+    Ends early where the file does. `checkpoint` is called with the size of each block.
+    """
+    buffer = memoryview(bytearray(_BLOCK if length is None else min(_BLOCK, length)))
+    while length is None or length > 0:
+        count = os.preadv(fd, [buffer if length is None else buffer[:length]], offset)
+        if not count:
+            return
+        yield buffer[:count]
+        offset += count
+        length = None if length is None else length - count
+        checkpoint(count)
 
 
 class PartFile:
-    """The part file open as `fd`, of the final name `path`. Disjoint stretches may be written from several threads.
+    """The part file open as `fd`, of `size` bytes and the final name `path`. Disjoint stretches may be written from several threads.
 
     All methods raise `StagerError`, naming the file; `ResourceRefused` when the disk is full.
     """
 
-    def __init__(self, fd: int, path: str, name_it: Callable[[], None], unlink: Callable[[], None]) -> None:
+    def __init__(
+        self, fd: int, path: str, size: int, name_it: Callable[[], None], unlink: Callable[[], None]
+    ) -> None:
         """Takes the descriptor over. `name_it` renames it to its final name, `unlink` removes it."""
-        self._fd: int | None = fd
+        self._fd = fd
         self._path = path
+        self._size = size
         self._name_it = name_it
         self._unlink = unlink
         self._lock = threading.Lock()
+        self._users = 0
+        self._closing = False
 
-    @property
-    def fd(self) -> int:
-        """The descriptor; raises `StagerError` when it is closed."""
-        fd = self._fd
-        if fd is None:
-            raise StagerError(f"`{shown(self._path)}` is closed")
-        return fd
+    @contextmanager
+    def _use(self) -> Iterator[int]:
+        """The descriptor, which stays open meanwhile: a lane left behind must not write where its number belongs to another file."""
+        with self._lock:
+            if self._closing:
+                raise StagerError(f"`{shown(self._path)}` is closed")
+            self._users += 1
+        try:
+            yield self._fd
+        except OSError as exc:
+            raise failure(exc, self._path) from exc
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._closing and not self._users
+            if last:
+                self._close()
 
     def write(self, view: memoryview, offset: int) -> None:
-        """All of `view` at `offset`."""
-        fd = self.fd
-        try:
+        """All of `view`, which is of bytes, at `offset`."""
+        with self._use() as fd:
             done = os.pwrite(fd, view, offset)
             while done < len(view):
                 done += os.pwrite(fd, view[done:], offset + done)
-        except OSError as exc:
-            raise self._error(exc) from exc
 
     def flush(self, offset: int, length: int) -> None:
-        """Start writing the stretch to the disk, so that little is left to do at the end. Only a hint."""
-        with suppress(OSError):
-            syscalls.start_writeback(self.fd, offset, length)
+        """Start writing the stretch to the disk, so that little is left to do at the end. Only a hint; errors come from `finish`."""
+        with self._use() as fd, suppress(OSError):
+            syscalls.start_writeback(fd, offset, length)
 
     def drop(self, offset: int, length: int) -> None:
         """Write the stretch to the disk and give its pages back."""
-        try:
-            syscalls.finish_writeback(self.fd, offset, length)
-            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
-        except OSError as exc:
-            raise self._error(exc) from exc
+        start = offset - offset % syscalls.PAGE  # the kernel leaves pages alone that are named in part
+        length = -(-(offset + length) // syscalls.PAGE) * syscalls.PAGE - start
+        with self._use() as fd:
+            try:
+                syscalls.finish_writeback(fd, start, length)
+            except OSError as exc:
+                if exc.errno not in _NO_SUCH_CALL:
+                    raise  # said once: a later fsync(2) would not know of it
+                os.fdatasync(fd)
+            os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
     def check(self, pieces: Sequence[Piece], checkpoint: Callable[[int], None]) -> list[Piece]:
         """Those of `pieces` whose bytes on disk still have their CRC, ascending, none of them overlapping. Reads them all."""
         good: list[Piece] = []
-        buffer = memoryview(bytearray(_BLOCK))
-        try:
-            size = os.fstat(self.fd).st_size
+        with self._use() as fd:
+            size = os.fstat(fd).st_size
             for piece in sorted(pieces):
                 if piece.length <= 0 or piece.end > size or (good and piece.offset < good[-1].end):
                     continue
-                if self._crc(piece.offset, piece.length, buffer, checkpoint) == piece.crc:
+                crc = 0
+                for block in blocks(fd, piece.offset, piece.length, checkpoint):
+                    crc = crc64(block, crc)
+                if crc == piece.crc:
                     good.append(piece)
-        except OSError as exc:
-            raise self._error(exc) from exc
         return good
-
-    def _crc(self, offset: int, length: int, buffer: memoryview, checkpoint: Callable[[int], None]) -> int:
-        crc, end = 0, offset + length
-        while offset < end:
-            count = os.preadv(self.fd, [buffer[: end - offset]], offset)
-            if not count:
-                return -1
-            crc = crc64(buffer[:count], crc)
-            offset += count
-            checkpoint(count)
-        return crc
 
     def sha256(self, checkpoint: Callable[[int], None]) -> str:
         """The sha256 of the file, in hex. Reads it all."""
-        found, buffer, offset = hashlib.sha256(), memoryview(bytearray(_BLOCK)), 0
-        try:
-            while count := os.preadv(self.fd, [buffer], offset):
-                found.update(buffer[:count])
-                offset += count
-                checkpoint(count)
-        except OSError as exc:
-            raise self._error(exc) from exc
+        found = hashlib.sha256()
+        with self._use() as fd:
+            for block in blocks(fd, 0, None, checkpoint):
+                found.update(block)
         return found.hexdigest()
 
     def finish(self) -> FileIdentity:
-        """The final name for the file, which is on disk when this returns; closes it. The identity under that name."""
-        try:
-            with self._lock:
-                os.fsync(self.fd)
-                self._name_it()
-                identity = identity_of(os.fstat(self.fd))
-        except OSError as exc:
-            raise self._error(exc) from exc
+        """The final name for the file, which is on disk when this returns; closes it. The identity under that name.
+
+        Raises `LocalIOError` when the file no longer has its size, or when something other than a file has the final name.
+        """
+        with self._use() as fd:
+            os.fsync(fd)
+            if (size := os.fstat(fd).st_size) != self._size:
+                raise LocalIOError(
+                    f"`{shown(self._path)}{PART}` has {size} bytes, {self._size} were written: somebody else changed it",
+                    hint="run it again once nobody else writes there",
+                )
+            self._name_it()
+            identity = identity_of(os.fstat(fd))
         self.close()
         return identity
 
@@ -123,18 +161,13 @@ class PartFile:
             self._unlink()
 
     def close(self) -> None:
-        """Close it; it stays for the next run. May be called twice."""
+        """Close it, at the latest when the last of those who are writing has done so; it stays for the next run. May be called twice."""
         with self._lock:
-            fd, self._fd = self._fd, None
-        if fd is not None:
-            with suppress(OSError):
-                os.close(fd)
+            first, self._closing = not self._closing, True
+            idle = not self._users
+        if first and idle:
+            self._close()
 
-    def _error(self, exc: OSError) -> StagerError:
-        subject = f"`{shown(self._path)}`"
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            return ResourceRefused(
-                f"{subject}: {os.strerror(exc.errno).lower()} ({errno.errorcode[exc.errno]})",
-                hint="make room and run it again: it goes on where it was",
-            )
-        return from_oserror(exc, subject)
+    def _close(self) -> None:
+        with suppress(OSError):
+            os.close(self._fd)

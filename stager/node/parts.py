@@ -1,7 +1,6 @@
 """The folder that a fetch fills: part files, final names, the journal. Everything that touches it goes through here.
 
-No symlink below the folder is ever followed: every folder is opened from the one above it, so nothing is written, read or removed
-outside, whatever somebody changes meanwhile.
+Nothing is written, read or removed outside of it, whatever symlinks and hard links somebody puts there (`stager.node.beneath`).
 """
 
 from __future__ import annotations
@@ -17,19 +16,22 @@ from contextlib import contextmanager, suppress
 
 from stager.core import journal as journal_text
 from stager.core.checksum import crc64
-from stager.core.errors import LocalIOError, ResourceRefused, StagerError, from_oserror
+from stager.core.errors import LocalIOError
 from stager.core.journal import Journal, Record
 from stager.core.model import FileIdentity
 from stager.core.units import shown
 from stager.node import mounts, syscalls
+from stager.node.beneath import Beneath
 from stager.node.files import identity_of
-from stager.node.partfile import PART, PartFile
+from stager.node.partfile import FULL, PART, PartFile, blocks, failure
+
+__all__ = ["Checkpoint", "PartFile", "Target"]
 
 _OWN = ".stager"
 _LOCK = f"{_OWN}/fetch.lock"
-_BLOCK = 1 << 20
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MEMORY_FS = ("tmpfs", "ramfs", "hugetlbfs")
+_UNSTATED = 1 << 62  # bytes: what a filesystem has that states no size
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 Checkpoint = Callable[[int], None]
 
@@ -43,10 +45,14 @@ class Target:
     def __init__(self, folder: str) -> None:
         """Nothing is touched yet."""
         self.folder = os.path.abspath(folder)
-        self._root: int | None = None
+        self._below = Beneath(self.folder)
         self._journal: int | None = None
+        self._torn = True  # the journal may end in the middle of a line
         self._lock_fd: int | None = None
         self._lock = threading.RLock()
+        self._fstype: str | None = None
+        self.unlocked = False
+        """Whether the filesystem has no locks, so that `try_lock` kept nobody out."""
 
     # The folder
 
@@ -55,34 +61,43 @@ class Target:
         return os.path.isdir(self.folder)
 
     def prepare(self) -> None:
-        """Make the folder, and stager's own in it."""
+        """Make the folder, with those above it, and stager's own in it."""
         with _named(self.folder):
-            os.makedirs(self.folder, exist_ok=True)
-            os.close(self._folder(_OWN, make=True))
+            try:
+                os.makedirs(self.folder, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as exc:
+                raise LocalIOError(
+                    f"`{shown(self.folder)}`: not a folder, or not below one", hint="choose another folder"
+                ) from exc
+            with self._below.folder(_OWN, make=True):
+                pass
 
     def close(self) -> None:
         """Close what is open, and let the next fetch have the folder."""
         with self._lock:
-            for fd in (self._journal, self._lock_fd, self._root):
+            for fd in (self._journal, self._lock_fd):
                 if fd is not None:
                     os.close(fd)
-            self._journal = self._lock_fd = self._root = None
+            self._journal = self._lock_fd = None
+            self._below.close()
 
     def free(self) -> int:
-        """Bytes that can still be written."""
+        """Bytes that can still be written, those kept for root not counted; 2^62 where the filesystem states no size (ramfs)."""
         found = self._statvfs()
-        return found.f_bavail * found.f_frsize
+        return found.f_bavail * found.f_frsize if found.f_blocks else _UNSTATED
 
     def size(self) -> int:
-        """Bytes of the whole filesystem."""
+        """Bytes of the whole filesystem; 0 where it states no size."""
         found = self._statvfs()
         return found.f_blocks * found.f_frsize
 
     def filesystem(self) -> str:
         """Its type, as ``ext4`` or ``tmpfs``; of the nearest folder that exists."""
-        with _named(self.folder):
-            mount = mounts.read().get(mounts.mount_id(self._nearest()))
-        return mount.fstype if mount is not None else "unknown"
+        if self._fstype is None:
+            with _named(self.folder):
+                mount = mounts.read().get(mounts.mount_id(self._nearest()))
+            self._fstype = mount.fstype if mount is not None else "unknown"
+        return self._fstype
 
     def _statvfs(self) -> os.statvfs_result:
         with _named(self.folder):
@@ -97,23 +112,25 @@ class Target:
     # One fetch at a time
 
     def try_lock(self) -> str | None:
-        """Keep other fetches out; None when that is done, else words for who is in.
+        """Keep other fetches out, until `close` or the end of this process; None when that is done, else words for who is in.
 
-        Where the filesystem has no locks nobody can be kept out: that counts as done.
+        Where the filesystem has no locks nobody can be kept out: that counts as done, and `unlocked` says so.
         """
         with _named(f"{self.folder}/{_LOCK}"):
-            fd = self._open(_LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
-            os.close(fd)
-            return holder or "somebody"
-        except OSError:  # no locks here
-            os.close(fd)
-            return None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            fd = self._below.open(_LOCK, os.O_RDWR | os.O_CREAT)
+            try:
+                self.unlocked = not _flock(fd)
+                if os.fstat(fd).st_nlink == 1:  # otherwise it is somebody else's file as well
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            except BlockingIOError:
+                holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
+                os.close(fd)
+                return shown(holder) or "somebody"
+            except OSError as exc:
+                if exc.errno not in FULL:  # the lock is what counts, not the words in it
+                    os.close(fd)
+                    raise
         self._lock_fd = fd
         return None
 
@@ -121,26 +138,37 @@ class Target:
 
     def read_journal(self) -> Journal:
         """What earlier runs, and this one, have noted; empty when there is nothing."""
-        try:
-            fd = self._open(journal_text.PATH, os.O_RDONLY)
-        except FileNotFoundError:
-            return Journal()
-        except OSError as exc:
-            raise self._error(exc, journal_text.PATH) from exc
-        with open(fd, "rb") as file:
-            return journal_text.parse(file.read())
+        with _named(f"{self.folder}/{journal_text.PATH}"):
+            try:
+                fd = self._below.open(journal_text.PATH, os.O_RDONLY)
+            except FileNotFoundError:
+                return Journal()
+            with open(fd, "rb") as file:
+                return journal_text.parse(file.read())
 
     def append(self, record: Record) -> None:
-        """Note `record`; from any thread."""
+        """Note `record`; from any thread. It is not on disk before the system likes: what it claims is checked when it is read."""
         with self._lock, _named(f"{self.folder}/{journal_text.PATH}"):
             if self._journal is None:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                self._journal = self._open(journal_text.PATH, flags)
-                os.write(self._journal, b"\n")  # ends a line that a crash tore
-            os.write(self._journal, journal_text.line(record))
+                self._journal = self._open_journal()
+                self._torn = True
+            line = (b"\n" if self._torn else b"") + journal_text.line(record)
+            self._torn = True  # until it is there: a full disk takes a line in part
+            if os.write(self._journal, line) < len(line):
+                raise OSError(errno.ENOSPC, "no room for a whole line")
+            self._torn = False
+
+    def _open_journal(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        fd = self._below.open(journal_text.PATH, flags)
+        if os.fstat(fd).st_nlink == 1:
+            return fd
+        os.close(fd)  # `cp -al` of the folder, say: from here on it is ours alone
+        self.write_small(journal_text.PATH, journal_text.compact(self.read_journal()))
+        return self._below.open(journal_text.PATH, flags)
 
     def rewrite(self, journal: Journal) -> None:
-        """Replace the journal."""
+        """Replace the journal, in one step and on disk. No other process may be appending."""
         with self._lock:
             if self._journal is not None:
                 os.close(self._journal)
@@ -149,170 +177,116 @@ class Target:
 
     def write_small(self, path: str, data: bytes) -> None:
         """Replace a small file in one step, on disk when this returns."""
-        temporary = f"{path}.new"
         with _named(f"{self.folder}/{path}"):
-            fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, make=True)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            self._rename(temporary, path)
+            self._below.replace(path, data)
 
     # Files
 
     def stat(self, path: str) -> FileIdentity | None:
         """The regular file with this name, None when there is nothing. Raises `LocalIOError` when something else is in its place."""
-        try:
-            with self._parent(path) as (fd, name):
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise self._error(exc, path) from exc
+        with _named(f"{self.folder}/{path}"):
+            try:
+                found = self._below.stat(path)
+            except FileNotFoundError:
+                return None
         if not stat_module.S_ISREG(found.st_mode):
-            raise LocalIOError(
-                f"`{shown(self.folder)}/{shown(path)}` is not a regular file", hint="move it out of the way"
-            )
+            raise self._below.odd(path)
         return identity_of(found)
 
     def crc_of(self, path: str, checkpoint: Checkpoint) -> int:
         """The CRC-64 of a file, read whole; `checkpoint` is called with the bytes of each block."""
         with _named(f"{self.folder}/{path}"):
-            fd = self._open(path, os.O_RDONLY)
+            fd = self._below.open(path, os.O_RDONLY)
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                crc, view = 0, memoryview(bytearray(_BLOCK))
-                while count := os.readv(fd, [view]):
-                    crc = crc64(view[:count], crc)
-                    checkpoint(count)
+                crc = 0
+                for block in blocks(fd, 0, None, checkpoint):
+                    crc = crc64(block, crc)
                 return crc
             finally:
                 os.close(fd)
 
     def part(self, path: str, size: int, *, fresh: bool) -> PartFile:
-        """The part file of `path`, made where there is none; `fresh` empties it. Raises `ResourceRefused` when the disk is full."""
+        """The part file of `path`, made where there is none; `fresh` empties it. Raises `ResourceRefused` when the disk is full.
+
+        A symlink in its place, or a file that has another name too, is taken away, and the part file begins empty.
+        """
         name = f"{path}{PART}"
-        with _named(f"{self.folder}/{path}"):
-            fd = self._open(name, os.O_RDWR | os.O_CREAT, make=True)
+        with _named(f"{self.folder}/{name}"):
+            fd = self._below.open_own(name, os.O_RDWR)
             try:
-                if not stat_module.S_ISREG(os.fstat(fd).st_mode):
-                    raise LocalIOError(f"`{shown(self.folder)}/{shown(name)}` is not a regular file")
                 if fresh:
                     os.ftruncate(fd, 0)
                 self._allocate(fd, size)
             except BaseException:
                 os.close(fd)
                 raise
-        return PartFile(
-            fd, f"{self.folder}/{path}", lambda: self._rename(name, path), lambda: self._unlink(name)
-        )
+
+        def name_it() -> None:
+            self.stat(path)  # a symlink, a device or a folder keeps its name
+            self._below.rename(name, path)
+
+        return PartFile(fd, f"{self.folder}/{path}", size, name_it, lambda: self._below.unlink(name))
 
     def _allocate(self, fd: int, size: int) -> None:
         """Room for `size` bytes. On disks they are reserved: better no room now than half way."""
-        if os.fstat(fd).st_size > size:
+        before = os.fstat(fd).st_size
+        if before > size:
             os.ftruncate(fd, size)
         if not size:
             return
         try:
-            if self.filesystem() not in ("tmpfs", "ramfs"):  # there it would fill pages twice
+            if self.filesystem() not in _MEMORY_FS:  # there it would fill pages twice
                 syscalls.allocate(fd, size)
                 return
         except OSError as exc:
-            if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            if exc.errno in FULL:
+                os.ftruncate(fd, min(before, size))  # gives back what it took until the disk was full
                 raise
         os.ftruncate(fd, size)
 
     def allocated(self, path: str) -> int:
         """Bytes of disk that the part file of `path` has already."""
         try:
-            with self._parent(f"{path}{PART}") as (fd, name):
-                return os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+            return self._below.stat(f"{path}{PART}").st_blocks * 512
         except OSError:
             return 0
 
     def names(self) -> Iterator[str]:
-        """Everything below the folder that is no folder, without what is stager's own; symlinks are named, not followed."""
-        with _named(self.folder):
-            yield from self._names("")
-
-    def _names(self, below: str) -> Iterator[str]:
-        fd = self._folder(below, make=False)
-        try:
-            with os.scandir(fd) as entries:
-                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-        finally:
-            os.close(fd)
-        for name, is_folder in found:
-            path = f"{below}/{name}" if below else name
-            if path == _OWN:
-                continue
-            if is_folder:
-                yield from self._names(path)
-            else:
-                yield path
+        """Every regular file and symlink below the folder, without what is stager's own. Symlinks are named, not followed."""
+        waiting = [""]
+        while waiting:
+            below = waiting.pop()
+            with _named(f"{self.folder}/{below}"):
+                entries = self._below.entries(below)
+            for name, kind in entries:
+                path = f"{below}/{name}" if below else name
+                if stat_module.S_ISDIR(kind) and path != _OWN:
+                    waiting.append(path)
+                elif stat_module.S_ISREG(kind) or stat_module.S_ISLNK(kind):
+                    yield path
 
     def remove(self, path: str) -> None:
         """Unlink `path`, and the folders that it leaves empty. What is gone already is no error."""
         with _named(f"{self.folder}/{path}"), suppress(FileNotFoundError):
-            self._unlink(path)
+            self._below.unlink(path)
             while "/" in path:
                 path = path.rpartition("/")[0]
-                with self._parent(path) as (fd, name):
-                    try:
-                        os.rmdir(name, dir_fd=fd)
-                    except OSError:
-                        return
+                try:
+                    self._below.rmdir(path)
+                except OSError:  # others are left in it
+                    return
 
-    # By descriptors
 
-    def _folder(self, path: str, *, make: bool) -> int:
-        """A descriptor of the folder `path` below the root, the caller's to close."""
-        with self._lock:
-            if self._root is None:
-                self._root = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fd = os.dup(self._root)
-        for name in path.split("/") if path else []:
-            try:
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=fd)
-                below = os.open(name, _FOLDER, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = below
-        return fd
-
-    @contextmanager
-    def _parent(self, path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        folder, _, name = path.rpartition("/")
-        fd = self._folder(folder, make=make)
-        try:
-            yield fd, name
-        finally:
-            os.close(fd)
-
-    def _open(self, path: str, flags: int, *, make: bool = False) -> int:
-        with self._parent(path, make=make) as (fd, name):
-            # A FIFO in the place would wait for a reader.
-            flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            return os.open(name, flags, 0o644, dir_fd=fd)
-
-    def _rename(self, old: str, new: str) -> None:
-        """Rename within one folder, on disk when this returns."""
-        with self._parent(old) as (fd, name):
-            os.rename(name, new.rpartition("/")[2], src_dir_fd=fd, dst_dir_fd=fd)
-            with suppress(OSError):  # some network filesystems cannot
-                os.fsync(fd)
-
-    def _unlink(self, path: str) -> None:
-        with self._parent(path) as (fd, name):
-            os.unlink(name, dir_fd=fd)
-
-    def _error(self, exc: OSError, path: str) -> StagerError:
-        return _translated(exc, f"{self.folder}/{path}")
+def _flock(fd: int) -> bool:
+    """Whether the file is locked now; False where there are no locks. Raises ``BlockingIOError`` when somebody else has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 @contextmanager
@@ -321,19 +295,9 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise _translated(exc, path) from exc
-
-
-def _translated(exc: OSError, path: str) -> StagerError:
-    subject = f"`{shown(path)}`"
-    if exc.errno in _FULL:
-        return ResourceRefused(
-            f"{subject}: {os.strerror(exc.errno or 0).lower()} ({errno.errorcode[exc.errno or 0]})",
-            hint="make room and run it again: it goes on where it was",
-        )
-    error = from_oserror(exc, subject)
-    if exc.errno in (errno.ELOOP, errno.ENOTDIR):
-        return LocalIOError(
-            error.message, hint="a symlink or a file is in the way; move it, or fetch into another folder"
-        )
-    return error
+        error = failure(exc, path)
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+            error = LocalIOError(
+                error.message, hint="something is in the way; move it, or choose another folder"
+            )
+        raise error from exc
