@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import fastcrc
 
-from stager.core.errors import NotFound, RemoteError, StagerError
+from stager.core.errors import NotFound, ObjectExists, RemoteError, StagerError
 from stager.store.base import Pace, Reader, Sink, Store, StoredObject, Upload, UploadedPart
 
 
@@ -115,7 +115,7 @@ class Faulty:
         made = self.store.upload(name, size, metadata=metadata, replace=replace, resume=resume)
         if fault is not None:
             raise fault.error()
-        return FaultyUpload(self, made, name)
+        return FaultyUpload(self, made, name, gone=NotFound if replace else ObjectExists)
 
     def delete(self, names: Sequence[str]) -> None:
         fault = self.begin("delete", " ".join(names))
@@ -165,10 +165,11 @@ class FaultyReader:
 
 
 class FaultyUpload:
-    """As in OSS, an upload that was completed is gone: a second `complete` is `NotFound`."""
+    """As in OSS, an upload that was completed is gone: a second `complete` is `NotFound`, or finds
+    the object there."""
 
-    def __init__(self, faulty: Faulty, upload: Upload, name: str) -> None:
-        self._faulty, self._upload, self._name = faulty, upload, name
+    def __init__(self, faulty: Faulty, upload: Upload, name: str, gone: type[StagerError]) -> None:
+        self._faulty, self._upload, self._name, self._gone = faulty, upload, name, gone
         self._completed: StagerError | None = None
         self.part_size, self.parts = upload.part_size, upload.parts
 
@@ -195,7 +196,7 @@ class FaultyUpload:
             raise self._completed
         stored = self._faulty.known(self._upload.complete())
         if fault is not None:
-            self._completed = NotFound("no such upload")
+            self._completed = self._gone("after a lost answer")
             raise fault.error()
         return stored
 

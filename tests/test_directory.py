@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -410,6 +411,62 @@ def test_a_run_that_ended_between_link_and_unlink_does_no_harm(store: DirectoryS
     upload.complete()
     assert path.read_bytes() == b"new"
     assert everything(store.root) == ["file"]
+
+
+def test_a_part_that_is_completed_before_it_is_locked_is_left_alone(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other upload ends just between the opening of its file here and the lock."""
+    first = store.upload("file", 3)
+    first.part(1, memoryview(b"one"))
+    lock = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        first.complete()
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = store.upload("file", 3)
+    second.part(1, memoryview(b"tw0"))
+    assert Path(store.root, "file").read_bytes() == b"one"
+    second.complete()
+    assert Path(store.root, "file").read_bytes() == b"tw0"
+
+
+def test_what_a_longer_upload_left_does_not_lengthen_a_shorter_one(store: DirectoryStore) -> None:
+    longer = store.upload("file", 2 * PART_SIZE)
+    for number in (1, 2):
+        longer.part(number, memoryview(bytes(PART_SIZE)))
+    del longer
+    shorter = store.upload("file", PART_SIZE + 1, resume=True)
+    shorter.part(2, memoryview(b"x"))
+    assert shorter.complete().size == PART_SIZE + 1
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_answer(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    upload = store.upload("a/b/file", 3, replace=replace)
+    upload.part(1, memoryview(b"new"))
+    done: list[str] = []
+
+    def noted(name: str) -> None:
+        call = getattr(os, name)
+
+        def noting(*args: object, **more: object) -> object:
+            what = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else str(args[1])
+            done.append(f"{name} {os.path.relpath(what, store.root)}")
+            return call(*args, **more)
+
+        monkeypatch.setattr(os, name, noting)
+
+    for name in ("fsync", "rename", "link"):
+        noted(name)
+    upload.complete()
+    named = "rename" if replace else "link"
+    assert done == ["fsync a/b/.file.part", f"{named} a/b/file", "fsync a/b", "fsync a", "fsync ."]
 
 
 def test_an_aborted_upload_leaves_nothing(store: DirectoryStore) -> None:

@@ -412,19 +412,23 @@ def test_an_upload_survives_a_fault_of_each_kind(bench: Bench, lost: bool, repla
     assert Path(bench.folder.root, "file").read_bytes() == content
 
 
-def test_a_completion_whose_answer_was_lost_is_found_done(bench: Bench) -> None:
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_completion_whose_answer_was_lost_is_found_done(bench: Bench, replace: bool) -> None:
     bench.fails("complete", lost=True)
     bench.fails("head", times=2)
-    sent(bench, "file", b"new")
+    sent(bench, "file", b"new", replace=replace)
     assert bench.faulty.attempts("complete") == 2
     assert bench.faulty.attempts("head") == 3
 
 
-def test_another_object_under_the_name_is_not_taken_for_ours(bench: Bench) -> None:
-    upload = bench.store.upload("file", 3)
+@pytest.mark.parametrize(("replace", "error"), [(True, NotFound), (False, ObjectExists)])
+def test_another_object_under_the_name_is_not_taken_for_ours(
+    bench: Bench, replace: bool, error: type[StagerError]
+) -> None:
+    upload = bench.store.upload("file", 3, replace=replace)
     upload.part(1, memoryview(b"new"))
     bench.fails("complete", lost=True, error=lambda: bench.file("file", b"old") and RemoteError("reset"))
-    with pytest.raises(NotFound):
+    with pytest.raises(error):
         upload.complete()
 
 
