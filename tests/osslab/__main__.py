@@ -80,7 +80,12 @@ def parser() -> argparse.ArgumentParser:
 def _prepare(o: argparse.Namespace) -> tuple[OssServer, dict[str, object]]:
     made = certificates(o.tls) if o.tls else None
     server = OssServer(
-        host=o.host, port=o.port, room=o.room, region=o.region, bucket=o.bucket, tls=made and made.context
+        host=o.host,
+        port=o.port,
+        room=o.room,
+        region=o.region,
+        bucket=o.bucket,
+        tls=made.context if made else None,
     )
     server.bucket.acl = o.acl
     if o.access_key_id:

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
-from tests.osslab import multipart, operations
+from tests.osslab import buckets, multipart, operations
 from tests.osslab.answers import http_date
 from tests.osslab.errors import NotModified, OssError
 from tests.osslab.faults import Fault, Faults
@@ -28,10 +28,10 @@ from tests.osslab.operations import PERMISSIONS, Call, Sent
 from tests.osslab.sending import Sender
 from tests.osslab.signing import Caller, identify
 from tests.osslab.storage import Bucket, Content, Storage, StoredObject, read
-from tests.osslab.wire import Answer, Connection, Gone, Listener, Request
+from tests.osslab.wire import Answer, Connection, Listener, Request
 
 CONTROL = "/_lab/"
-_TABLE = operations.TABLE | multipart.TABLE
+_TABLE = operations.TABLE | buckets.TABLE | multipart.TABLE
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")
 
 
@@ -344,14 +344,3 @@ def _spoiled(answer: Answer | Sent, fault: Fault) -> Answer | Sent:
     if fault.kind == "cut-list":
         head.body = head.body[: len(head.body) // 2]
     return answer
-
-
-def put_bucket(call: Call) -> Answer:
-    """PutBucket: `OssServer` has made it already."""
-    call.bucket.acl = call.request.headers.get("x-oss-acl", call.bucket.acl)
-    return Answer(200, {"Location": f"/{call.bucket.name}"})
-
-
-_TABLE["PutBucket"] = put_bucket
-
-__all__ = ["AccessKey", "Fault", "Gone", "OssServer"]

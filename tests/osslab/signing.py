@@ -84,7 +84,7 @@ def _near(moment: float, told: str) -> None:
         )
 
 
-def _same(signed: str, provided: str, key: AccessKey, text: bytes, **more: str) -> None:
+def _same(signed: str, provided: str, key: AccessKey, text: bytes, canonical: bytes = b"") -> None:
     if not hmac.compare_digest(signed.encode(), provided.encode("utf-8", "surrogateescape")):
         raise OssError(
             "SignatureDoesNotMatch",
@@ -92,7 +92,7 @@ def _same(signed: str, provided: str, key: AccessKey, text: bytes, **more: str) 
             SignatureProvided=provided,
             StringToSign=text.decode("utf-8", "replace"),
             StringToSignBytes=text.hex(" ").upper(),
-            **more,
+            CanonicalRequest=canonical.decode("utf-8", "replace"),
         )
 
 
@@ -189,7 +189,7 @@ def _v4_check(
     for step in scope:
         signing = hmac.digest(signing, step.encode(), "sha256")
     signed = hmac.digest(signing, text, "sha256").hex()
-    _same(signed, provided, known, text, CanonicalRequest=canonical.decode("utf-8", "replace"))
+    _same(signed, provided, known, text, canonical)
 
 
 def _scope(credential: str, stamp: str, region: str, place: str) -> tuple[str, list[str]]:

@@ -251,6 +251,21 @@ def test_not_overwriting(oss: Oss, bucket: oss2.Bucket) -> None:
     assert oss.get("twice") == b"x"
 
 
+def test_not_overwriting_what_came_meanwhile(oss: Oss) -> None:
+    oss.bucket.acl = "public-read-write"
+    connection = http.client.HTTPConnection(oss.host, oss.port, timeout=10)
+    connection.putrequest("PUT", "/models/once")
+    for name, value in (("x-oss-forbid-overwrite", "true"), ("Content-Length", "10")):
+        connection.putheader(name, value)
+    connection.endheaders(b"12345")
+    oss.log.wait(lambda records: bool(records))
+    oss.put("once", b"was faster")
+    connection.send(b"67890")
+    assert connection.getresponse().status == 409
+    connection.close()
+    assert oss.get("once") == b"was faster"
+
+
 def test_content_md5(oss: Oss, bucket: oss2.Bucket) -> None:
     md5 = base64.b64encode(hashlib.md5(b"data").digest()).decode()
     bucket.put_object("m", b"data", headers={"Content-MD5": md5})
