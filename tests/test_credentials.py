@@ -22,10 +22,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from stager.core.errors import AccessDenied, RemoteError, StagerError, UsageError
+from stager.core.errors import AccessDenied, CredentialsExpired, RemoteError, StagerError, UsageError
+from stager.core.location import Location
 from stager.store.credentials import Credentials, Source, ecs, find
 from stager.store.credentials.exchange import Silence, exchange
 from stager.store.credentials.refresh import ATTEMPTS, MARGIN, Refreshed
+from stager.store.opening import StoreOptions
+from stager.store.oss import OssStore
+from tests.osslab.fixtures import Oss
+from tests.osslab.metadata import Metadata
+from tests.osslab.sts import Sts
 
 ROOT = Path(__file__).resolve().parent.parent
 OSS = {"OSS_ACCESS_KEY_ID": "oss-id", "OSS_ACCESS_KEY_SECRET": "oss-secret"}
@@ -137,6 +143,12 @@ def cloud() -> Iterator[Cloud]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def metadata_service(oss: Oss) -> Iterator[Metadata]:
+    with Metadata(oss.keys) as service:
+        yield service
 
 
 @pytest.fixture
@@ -364,6 +376,14 @@ def test_what_passes_is_asked_again_a_few_times(
     assert len(cloud.asked) == ATTEMPTS
 
 
+def test_a_long_wait_is_left_to_whoever_asked(cloud: Cloud, rrsa: dict[str, str]) -> None:
+    cloud.sts_refuses = [(503, {"Retry-After": "60"}, {})] * ATTEMPTS
+    with pytest.raises(RemoteError) as caught:
+        find(environ=rrsa).get()
+    assert caught.value.retry_after == 60
+    assert len(cloud.asked) == 1
+
+
 def test_redirects_are_not_followed(cloud: Cloud, rrsa: dict[str, str]) -> None:
     cloud.sts_refuses = [(307, {"Location": f"{cloud.url}/elsewhere"}, {})]
     with pytest.raises(AccessDenied, match="STS says 307"):
@@ -416,7 +436,7 @@ def test_an_answer_that_drips_in_comes_to_an_end() -> None:
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         with pytest.raises(Silence, match="takes too long"):
-            exchange("GET", url, headers={}, timeout=0.4, proxies=False)
+            exchange("GET", url, headers={}, timeout=0.25, proxies=False)
         thread.join()
 
 
@@ -549,6 +569,55 @@ def test_a_metadata_service_in_trouble_is_asked_again(cloud: Cloud) -> None:
 def test_settings_that_cannot_be(environ: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=next(iter(environ))):
         find(environ=environ)
+
+
+# Against the look-alike services whose keys the look-alike OSS accepts
+
+
+def head(oss: Oss, source: Source) -> int:
+    """The size of ``r1/a``, asked for with the credentials of `source`, once more where they were refused as expired."""
+    location = Location.parse(oss.url("r1"))
+    store = OssStore(location, StoreOptions(endpoint=oss.endpoint, region=oss.region), source=source)
+    try:
+        return store.head("a").size
+    except CredentialsExpired:
+        return store.head("a").size
+
+
+def test_rrsa_opens_the_bucket(oss: Oss, sts: Sts, tmp_path: Path) -> None:
+    oss.put("r1/a", b"12345")
+    token = tmp_path / "token"
+    token.write_text(sts.issue())
+    environ = {
+        "ALIBABA_CLOUD_ROLE_ARN": sts.role,
+        "ALIBABA_CLOUD_OIDC_PROVIDER_ARN": sts.provider,
+        "ALIBABA_CLOUD_OIDC_TOKEN_FILE": str(token),
+        "ALIBABA_CLOUD_STS_ENDPOINT": sts.endpoint,
+    }
+    source = find(environ=environ)
+    assert head(oss, source) == head(oss, source) == 5
+    assert len(sts.given) == 1
+    sts.revoke(token.read_text())
+    token.write_text(sts.issue())
+    oss.keys.find(sts.given[0]).expires = time.time()
+    assert head(oss, source) == 5
+    assert len(sts.given) == 2
+    sts.revoke(token.read_text())
+    source.invalidate(source.get())
+    with pytest.raises(AccessDenied, match=r"AuthenticationFail\.OIDCToken\.Invalid") as caught:
+        source.get()
+    assert token.read_text() not in caught.value.message
+
+
+def test_the_ecs_role_opens_the_bucket(oss: Oss, metadata_service: Metadata) -> None:
+    oss.put("r1/a", b"12345")
+    source = find(environ=metadata(metadata_service.endpoint))
+    assert head(oss, source) == 5
+    metadata_service.forget_sessions()
+    metadata_service.rotate()
+    oss.keys.find(metadata_service.given[0]).expires = time.time()
+    assert head(oss, source) == 5
+    assert len(metadata_service.given) == 2
 
 
 # Refresh
