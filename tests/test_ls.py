@@ -86,6 +86,7 @@ def test_a_line_an_object_and_how_it_stands(box: Box, oss: Oss, model: str) -> N
     oss.put("models/r1/two\nlines.txt", b"12345", storage_class="IA")
     oss.put("models/r1/x.lock", b"")
     oss.put("models/r1/.stager/manifest.json", manifest(model))
+    oss.put("models/r1/.stager/fetch.journal", b"stager's own")
     oss.put("models/r10/other", b"not this one's")
     done = run_ls(box, oss, oss.url("models/r1"))
     assert (done.code, done.err) == (0, "")
@@ -224,6 +225,7 @@ def test_nothing_there_names_what_is_near(oss: Oss, ask: Ask, model: str, asked:
     oss.serve_folder(model, "models/r1/")
     for number in range(40):
         oss.put(f"models/zz{number}/a", b"x")
+        oss.put(f"models/aa/{number}", b"x")
     with pytest.raises(StagerError) as caught:
         ask(oss.url(asked))
     assert caught.value.exit_code == 7

@@ -120,6 +120,8 @@ def test_each_permission_is_tried(oss: Oss, check: Check, denied: str, code: int
         assert (
             f"oss:{ {'list': 'ListObjects', 'get': 'GetObject', 'put': 'PutObject'}[name] }" in found.text()
         )
+    if denied == "get":
+        assert oss.log.count(operation="GetObject") == 1, "the others would be refused as well"
     left = [key for key in oss.names() if key.startswith("r1/.stager/")]
     assert bool(left) == (denied == "delete")
     assert not left or left[0].removeprefix("r1/") in refused.why
@@ -138,6 +140,15 @@ def test_put_where_nothing_is_yet(oss: Oss, check: Check) -> None:
     found = check(oss.url("r2"), put=True)
     assert (found.exit_code, allowed(found)["put"]) == (7, True)
     assert "there is `r1`" in found.text()
+    found = check(oss.url("r2"), put=True, key=oss.keys.new(denied={"put"}))
+    assert (found.exit_code, found.reason) == (6, "`put` was refused"), "what must be mended first"
+    assert "also: nothing in" in found.text()
+
+
+def test_one_object(oss: Oss, check: Check) -> None:
+    found = check(oss.url("r1/config.json"), put=True)
+    assert (found.exit_code, found.files, allowed(found)["get"]) == (0, 1, True)
+    assert oss.log.records(operation="PutObject")[0].key.startswith("r1/.stager/check-")
 
 
 def test_archived_objects_are_named_with_the_command(oss: Oss, check: Check, model: str) -> None:
@@ -170,6 +181,8 @@ def test_what_makes_a_fetch_fail(oss: Oss, check: Check, model: str) -> None:
     assert check(selection=Selection(paths=(), exclude=(name,))).exit_code == 0
     oss.remove(f"r1/{name}")
     assert check().reason.startswith(f"incomplete model: {name}: missing")
+    assert check(selection=Selection(paths=(), exclude=(name,))).exit_code == 0
+    assert check(selection=Selection(paths=(), include=("nothing",))).exit_code == 7
     oss.put(f"r1/{name}", whole)
     assert check().exit_code == 0
 

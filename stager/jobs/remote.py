@@ -114,8 +114,6 @@ def open_model(
 
     `open_at` gives a store. Raises as `survey`, with the names nearby in the hint when nothing is there.
     """
-    if location.scheme is Scheme.FILE and os.path.isfile(location.prefix):
-        return _single(location, open_at, refuse=refuse)
     store = open_at(location)
     try:
         return store, survey(store, location=str(location), refuse=refuse)
