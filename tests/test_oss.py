@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,11 @@ def send(store: OssStore, name: str, data: bytes, **options: bool) -> object:
 @pytest.mark.parametrize(
     ("fault", "error", "given"),
     [
-        (Fault("reset", after_bytes=2 * BLOCK + 5), RemoteError, True),
+        (
+            Fault("reset", after_bytes=2 * BLOCK + 5),
+            RemoteError,
+            None,
+        ),  # a reset takes back what waits in the kernel
         (Fault("close", after_bytes=2 * BLOCK + 5), RemoteError, True),
         (Fault("close", after_bytes=0), RemoteError, False),
         (Fault("drop"), RemoteError, False),
@@ -111,12 +116,13 @@ def send(store: OssStore, name: str, data: bytes, **options: bool) -> object:
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
 def test_a_fault_is_an_error_and_only_bytes_of_the_range_come_before_it(
-    oss: Oss, fault: Fault, error: type[Exception], given: bool
+    oss: Oss, fault: Fault, error: type[Exception], given: bool | None
 ) -> None:
     oss.put("r1/a", DATA)
     store = store_of(oss, read_timeout=2 if fault.kind in ("stall", "hang") else 60)
     etag, reader, got = store.head("a").etag, store.reader(), []
     reader.read("a", 0, 1, lambda view: None)
+    fault = replace(fault, connections=set())  # it counts, and this test may be run twice
     oss.faults.add(fault)
     offset, length = 3, len(DATA) - 10
     with pytest.raises(error) as caught:
@@ -124,7 +130,7 @@ def test_a_fault_is_an_error_and_only_bytes_of_the_range_come_before_it(
     assert fault.fired == 1
     assert type(caught.value) is error
     assert DATA[offset : offset + length].startswith(b"".join(got))
-    assert bool(got) is given
+    assert given is None or bool(got) is given
     assert getattr(caught.value, "retry_after", None) == (7 if fault.kind == "unavailable" else None)
     # The connection is not used again: what is left on it would be taken for the next answer.
     got.clear()
