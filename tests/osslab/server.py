@@ -169,7 +169,7 @@ class OssServer:
             finally:
                 record.bytes_received = request.body.got
                 self.log.end(record)
-            if request.headers.get("connection", "").lower() == "close":
+            if request.body.unasked or request.headers.get("connection", "").lower() == "close":
                 return
 
     def _one(self, sender: Sender, request: Request, record: Record) -> None:
@@ -199,7 +199,7 @@ class OssServer:
         head.headers = {
             "Server": "AliyunOSS",
             "Date": http_date(time.time()),
-            "Connection": "keep-alive",
+            "Connection": "close" if request.body.unasked else "keep-alive",
             "x-oss-request-id": record.request_id,
             **head.headers,
             "x-oss-server-time": "1",

@@ -280,6 +280,29 @@ def test_bodies_in_chunks(oss: Oss, bucket: oss2.Bucket) -> None:
     assert oss.get("chunked") == b"".join(pieces)
 
 
+def test_clients_that_ask_before_they_send(oss: Oss) -> None:
+    def ask(length: int) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(oss.host, oss.port, timeout=10)
+        connection.putrequest("PUT", "/models/asked")
+        connection.putheader("Content-Length", str(length))
+        connection.putheader("Expect", "100-continue")
+        connection.endheaders()
+        return connection
+
+    refused = ask(1 << 40)
+    answer = refused.getresponse()
+    assert (answer.status, answer.headers["Connection"]) == (403, "close")
+    refused.close()
+    oss.bucket.acl = "public-read-write"
+    welcome = ask(5)
+    line = welcome.sock.recv(100)
+    assert line.startswith(b"HTTP/1.1 100 ")
+    welcome.send(b"12345")
+    assert welcome.getresponse().status == 200
+    welcome.close()
+    assert oss.get("asked") == b"12345"
+
+
 def upload(bucket: oss2.Bucket, key: str, pieces: dict[int, bytes]) -> tuple[str, list[oss2.models.PartInfo]]:
     found = bucket.init_multipart_upload(key, headers={"x-oss-meta-a": "b"}).upload_id
     parts = []

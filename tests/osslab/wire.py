@@ -52,9 +52,14 @@ class Body:
                 raise Gone("body too large")
         return bytes(data)
 
+    @property
+    def unasked(self) -> bool:
+        """The client waits for 100 (Continue) and did not get it: the body may come or not, so the connection cannot go on."""
+        return self._expects
+
     def drain(self) -> None:
         """Read what is left, so that the next request begins where it should."""
-        if self._expects:  # it was never asked for, so it will not come
+        if self.unasked:
             return
         for _ in self:
             pass
