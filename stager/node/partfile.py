@@ -102,9 +102,13 @@ class PartFile:
             syscalls.start_writeback(fd, offset, length)
 
     def drop(self, offset: int, length: int) -> None:
-        """Write the stretch to the disk and give its pages back."""
-        start = offset - offset % syscalls.PAGE  # the kernel leaves pages alone that are named in part
-        length = -(-(offset + length) // syscalls.PAGE) * syscalls.PAGE - start
+        """Write the stretch to the disk and give its pages back.
+
+        Linux keeps what one write brought as one folio, up to the size of the write, and drops folios that lie in the range as a
+        whole. So the range is widened to the blocks that are written; what neighbours have in them is read again where it is needed.
+        """
+        start = offset - offset % _BLOCK
+        length = -(-(offset + length) // _BLOCK) * _BLOCK - start
         with self._use() as fd:
             try:
                 syscalls.finish_writeback(fd, start, length)

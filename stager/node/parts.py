@@ -209,9 +209,11 @@ class Target:
     def part(self, path: str, size: int, *, fresh: bool) -> PartFile:
         """The part file of `path`, made where there is none; `fresh` empties it. Raises `ResourceRefused` when the disk is full.
 
-        A symlink in its place, or a file that has another name too, is taken away, and the part file begins empty.
+        A symlink in its place, or a file that has another name too, is taken away, and the part file begins empty. Raises
+        `LocalIOError` when something other than a file has the final name.
         """
         name = f"{path}{PART}"
+        self.stat(path)
         with _named(f"{self.folder}/{name}"):
             fd = self._below.open_own(name, os.O_RDWR)
             try:
