@@ -7,6 +7,8 @@ import hashlib
 import http.client
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -65,6 +67,12 @@ def raw(oss: Oss, method: str, target: str, **headers: str) -> http.client.HTTPR
     answer.body = answer.read()
     connection.close()
     return answer
+
+
+def test_the_server_is_an_independent_witness() -> None:
+    code = "import sys, tests.osslab.__main__; print([m for m in sys.modules if m.split('.')[0] in ('oss2', 'stager')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_crc_is_the_one_of_the_definition() -> None:
