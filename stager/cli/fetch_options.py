@@ -31,7 +31,7 @@ def _processes(text: str) -> int | None:
 
 
 _OPTIONS = (
-    option("--processes", default="auto", show_default=True, type=Parsed("N|auto", _processes), help="Worker processes; more than one pays above several GB/s."),
+    option("--processes", default="auto", show_default=True, type=Parsed("N|auto", _processes), metavar="N|auto", help="Worker processes; more than one pays above several GB/s."),
     option("--verify", default=Verify.CRC64.value, show_default=True, type=click.Choice([one.value for one in Verify]), help="crc: CRC-64, while the bytes come in. sha256: the manifest's, one more read from memory."),
     option("--keep-free", default="1GiB", show_default=True, type=SIZE_OR_PERCENT, help="Disk space to leave free."),
     option("--mirror", is_flag=True, help="Remove from DIR what the source no longer has."),

@@ -206,18 +206,25 @@ def _look(reckoning: Reckoning, target: Target, journal: Journal, store: Store, 
 
 def _refuse_archived(reckoning: Reckoning, store: Store) -> None:
     """Raise `MustRestore` when an object that is needed cannot be read yet: better now than after hours."""
-    suspects = [
-        index for index in reckoning.wanted if "archive" in reckoning.objects[index].storage_class.lower()
-    ]
-    for index in suspects:
-        one = reckoning.objects[index]
-        if store.head(one.name).readable is False:
-            address = reckoning.model.address(one.name)
-            more = f" and {len(suspects) - 1} more" if len(suspects) > 1 else ""
-            raise MustRestore(
-                f"`{shown(one.name)}`{more}: class {one.storage_class}, must be restored before it can be read",
-                hint=f"`ossutil restore {shown(address)}`, then wait until it is restored and fetch again",
-            )
+    objects = [reckoning.objects[index] for index in reckoning.wanted]
+    suspects = [one for one in objects if "archive" in one.storage_class.lower()]
+    source = Ranges(store, suspects)
+    try:
+        for at, one in enumerate(suspects):
+            readable = store.head(one.name).readable
+            try:
+                if readable is False:
+                    raise MustRestore("")
+                if readable is None:  # a bucket may let archived objects be read directly: only trying tells
+                    source.read(at, 0, 1)
+            except MustRestore:
+                others = f" and {len(suspects) - 1} more of its kind" if len(suspects) > 1 else ""
+                raise MustRestore(
+                    f"`{shown(one.name)}`{others}: class {one.storage_class}, must be restored before it can be read",
+                    hint=f"`ossutil restore {shown(reckoning.model.address(one.name))}`, then fetch again once it is restored",
+                ) from None
+    finally:
+        source.close()
 
 
 def make_tasks(
