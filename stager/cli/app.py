@@ -21,7 +21,7 @@ _COMMANDS = {
     "check": "Say what a run would do and how it would end, here or in a store; change nothing.",
     "ls": "List a model in a store: sizes, completeness, manifest.",
     "status": "Show what is resident now, file by file, and how that is known.",
-    "run": "Warm, then become the engine: `stager run --warm DIR -- CMD ARG...`.",
+    "run": "Warm, or fetch and warm, then become the engine.",
     "ready": "Answer by exit code whether the marker says ready and is still true.",
     "wait": "Wait until `ready` would say yes.",
     "evict": "Give the pages of files back to the system.",
@@ -49,14 +49,15 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="stager", message="%(prog)s %(version)s")
 def _stager() -> None:
-    """Model files into the page cache, verified, before the engine starts.
+    """Model files from OSS onto this node and into the page cache, verified, before the engine starts.
 
     \b
     Examples:
-      stager check /models/r1              will it fit, will it stay, is it whole?
-      stager warm /models/r1 -P 16         read it into memory, write the ready marker
+      stager fetch oss://bucket/models/r1 /models/r1     download it, prove it, leave it warm
+      stager check /models/r1                            will it fit, will it stay, is it whole?
+      stager warm /models/r1 -P 16                       read it into memory, write the ready marker
       stager run --warm /models/r1 -- vllm serve /models/r1
-      stager ready                         0 when warm, for a probe
+      stager ready                                       0 when warm, for a probe
 
     \b
     Exit codes: 0 done, 1 bug, 2 usage, 3 the answer is no, 4 memory or disk refused, 5 remote trouble,
