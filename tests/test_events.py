@@ -116,6 +116,7 @@ FETCHED = FetchSummary(
     mended=0,
     removed=0,
     skipped=1,
+    credentials="RRSA role acs:ram::1:role/models",
 )
 
 SAMPLES: dict[str, Event] = {

@@ -53,7 +53,8 @@ class FetchSummary(Event):
 
     `fetched` bytes came from the store in this run, `resumed` were in part files, `already` in files that were whole. `verified` is
     ``crc64``, ``sha256``, or empty where the source states no checksum; `unproven` counts files without one. `retried` requests were made again, `replaced`
-    connections were dropped because they were slow, `mended` files had the wrong checksum at first. `reason` says why it did not finish.
+    connections were dropped because they were slow, `mended` files had the wrong checksum at first. `reason` says why it did not finish,
+    `credentials` in words where they came from.
     """
 
     type: ClassVar[str] = "fetch_summary"
@@ -79,6 +80,7 @@ class FetchSummary(Event):
     mended: int
     removed: int
     skipped: int
+    credentials: str
 
     def text(self) -> str:
         """One self-contained line."""

@@ -35,7 +35,7 @@ from stager.node.files import opened
 from stager.node.memory import Gauge
 from stager.node.parts import Target
 from stager.node.processes import more_descriptors
-from stager.store.opening import open_store
+from stager.store.opening import credentials_of, open_store
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
@@ -342,6 +342,7 @@ class Fetch:
             mended=assembly.mended if assembly else 0,
             removed=self._removed,
             skipped=len(reckoning.model.skipped),
+            credentials=credentials_of(self._store),
         )
 
     # Afterwards

@@ -61,3 +61,10 @@ def _adapter(location: Location, options: StoreOptions) -> Store:
     from stager.store.oss import OssStore
 
     return OssStore(location, options)
+
+
+def credentials_of(store: Store) -> str:
+    """Where the credentials of a store from `open_store` come from, in words; empty for a store that needs none."""
+    adapter = getattr(store, "adapter", store)
+    source = getattr(adapter, "credentials", None)
+    return source.describe() if source is not None else ""
