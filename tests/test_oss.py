@@ -119,7 +119,8 @@ def test_a_fault_is_an_error_and_only_bytes_of_the_range_come_before_it(
     oss: Oss, fault: Fault, error: type[Exception], given: bool | None
 ) -> None:
     oss.put("r1/a", DATA)
-    store = store_of(oss, read_timeout=2 if fault.kind in ("stall", "hang") else 60)
+    timeout = 2 if fault.kind in ("stall", "hang") else 60
+    store = store_of(oss, read_timeout=timeout, connect_timeout=60)
     etag, reader, got = store.head("a").etag, store.reader(), []
     reader.read("a", 0, 1, lambda view: None)
     fault = replace(fault, connections=set())  # it counts, and this test may be run twice
@@ -232,6 +233,31 @@ def test_an_interrupt_ends_a_read_that_waits_for_a_connection() -> None:
             sock.close()
 
 
+def test_an_interrupt_before_the_first_byte_is_not_lost(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    reader = store_of(oss).reader()
+    connection = reader._line.connection
+    hold = connection._hold
+
+    def late(sock: socket.socket) -> None:
+        reader.interrupt()  # comes between two sockets
+        connection._sock = None
+        hold(sock)
+
+    connection._hold = late  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        reader.read("a", 0, 10, lambda view: pytest.fail("interrupted"))
+
+
+def test_an_interrupt_between_reads_costs_no_connection(oss: Oss) -> None:
+    oss.put("r1/a", DATA)
+    reader = store_of(oss).reader()
+    for _ in range(3):
+        reader.read("a", 0, 10, lambda view: None)
+        reader.interrupt()
+    assert len({record.connection for record in oss.log.records(operation="GetObject")}) == 1
+
+
 # refusals
 
 
@@ -280,6 +306,24 @@ def test_expired_credentials_are_reported_to_their_source(oss: Oss) -> None:
         denied.head("a")
     assert isinstance(denied.credentials, Keys)
     assert denied.credentials.refused == []
+
+
+def test_what_a_server_said_before_it_hung_up_is_heard(oss: Oss) -> None:
+    body = b"<Error><Code>AccessDenied</Code><Message>no</Message><RequestId>REQ</RequestId></Error>"
+    head = f"HTTP/1.1 403 Forbidden\r\nx-oss-request-id: REQ\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def hang_up() -> None:
+        client, _ = server.accept()
+        client.recv(1000)
+        client.sendall(head.encode() + body)
+        client.close()  # with most of the request unread, so the client is reset
+
+    large = bytes(16 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=hang_up, daemon=True).start()
+        store = store_of(oss, endpoint=f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(AccessDenied, match="REQ"):
+            send(store, "a", large)
 
 
 @pytest.mark.parametrize("storage_class", ["Archive", "ColdArchive"])
@@ -689,6 +733,9 @@ def test_an_interrupt_under_tls_never_gives_ciphertext(secure: Oss, authority: t
         got.append(bytes(view))
         if len(got) == 2:
             reader.interrupt()
+            sock = reader._line.connection._sock
+            assert isinstance(sock, ssl.SSLSocket)
+            assert sock.version()  # still TLS: what comes next is decrypted or an error
 
     with pytest.raises(Interrupted):
         reader.read("a", 0, len(DATA), sink)
@@ -779,6 +826,7 @@ def test_the_newest_upload_of_that_very_key_goes_on_and_parts_that_do_not_fit_ar
     older.part(1, view[: older.part_size])
     time.sleep(1.1)  # OSS tells the time of a beginning in seconds
     newer = store.upload("a", len(large))
+    time.sleep(1.1)
     near = store.upload("a2", len(large))
     near.part(1, view[: near.part_size])
     assert store.upload("a", len(large), resume=True).parts == ()
@@ -799,7 +847,9 @@ def test_unfinished_uploads_are_listed_below_the_root(oss: Oss, large: bytes) ->
     ]
     assert all(abs(one.begun - time.time()) < 60 for one in found)
     uploads[0].part(1, view[: uploads[0].part_size])
+    same = store.upload("a", len(large), resume=True)
     uploads[0].abort()
+    same.abort()  # somebody else did it
     assert [one.name for one in store.unfinished()] == ["sub/b"]
 
 
