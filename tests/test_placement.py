@@ -81,6 +81,7 @@ def test_names_that_it_does_not(name: str, why: str) -> None:
         ("straße", "STRASSE", "STRASSE", "the same file"),
         ("caf\u00e9", "cafe\u0301", "cafe\u0301", "the same file"),
         ("\u1fb3\u0301", "\u1fb4", "\u1fb4", "the same file"),
+        ("\u1fb3\u0342", "\u1fbc\u0342", "\u1fbc\u0342", "the same file"),
         ("X/a", "x/b", "x/b", "in the same folder as `X`"),
         ("k/X/a", "k/x/b/c", "k/x/b/c", "in the same folder as `k/X`"),
         ("a", "a/b", "a", "need the folder `a`"),
