@@ -207,6 +207,9 @@ class Fetch:
                 )
                 told = True
             await runtime.sleep(_LOCK_LOOK_S, f"waiting for {holder}")
+        if self._target.unlocked:
+            message = f"`{shown(self._options.folder)}` is on a filesystem without locks: let no two fetches fill it at once"
+            self._reporter.emit(Note("warning", "unlocked", message))
 
     def _resident(self, reckoning: Reckoning) -> dict[int, int]:
         """Bytes in the page cache of the files that are whole, by index; those that cannot be counted are left out."""
@@ -267,12 +270,17 @@ class Fetch:
             and (selection.include or selection.exclude or model.single)
         ):
             # What an earlier fetch with another selection brought is still there.
-            there = (
-                e for e in before.files if e.path in reckoning.names and self._target.stat(e.path) is not None
-            )
+            there = (e for e in before.files if e.path in reckoning.names and self._there(e.path))
             entries = {**{entry.path: entry for entry in there}, **entries}
         files = tuple(entries[path] for path in sorted(entries))
         return Manifest(source, model.manifest.revision if model.manifest else "", state, files)
+
+    def _there(self, path: str) -> bool:
+        """Whether a file has this name; what cannot be looked up is nothing of ours."""
+        try:
+            return self._target.stat(path) is not None
+        except StagerError:
+            return False
 
     def _write_manifest(self, reckoning: Reckoning, state: str) -> None:
         manifest = self._manifest(reckoning, state)
@@ -282,7 +290,7 @@ class Fetch:
         """The journal with nothing in it but whole files, then the manifest: complete, and last."""
         journal = self._target.read_journal()
         whole = {one.path: one for one in reckoning.whole.values()}
-        kept = {path: one for path, one in journal.whole.items() if self._target.stat(path) is not None}
+        kept = {path: one for path, one in journal.whole.items() if self._there(path)}
         if changed or journal.parts or journal.whole != {**kept, **whole}:
             self._target.rewrite(Journal(whole={**kept, **whole}))
         if reckon.read_manifest(self._options.folder) != self._manifest(reckoning, COMPLETE):
