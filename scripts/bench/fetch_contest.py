@@ -32,7 +32,7 @@ def client(stager, *words):
 
 @dataclass
 class Contest:
-    """Lets clients download `keys` of `server`, those that write into the new folder `into`, with `lanes` connections.
+    """Lets clients download `keys` of `server`, `size` bytes in all, those that write into the new folder `into`, with `lanes` connections.
 
     Before every run that writes, a throw-away writer fills and frees as much memory: the pages that a run touches are then those that
     somebody has just given back, whoever's turn it is.
@@ -51,10 +51,8 @@ class Contest:
     best: dict = field(default_factory=dict)
     compared: set = field(default_factory=set)
 
-    @property
-    def size(self):
-        """Bytes of all objects."""
-        return sum(os.path.getsize(self.path(key)) for key in self.keys)
+    def __post_init__(self):
+        self.size = sum(os.path.getsize(self.path(key)) for key in self.keys)
 
     def path(self, key):
         """The file that holds the object's bytes."""
@@ -103,7 +101,7 @@ class Contest:
                 for word in ("-o", target or "/dev/null", url)
             ]
             if mine:
-                line.append(shlex.join(["curl", "-q", "-sS", "-f", "--noproxy", "*", *mine]))
+                line.append(shlex.join(["curl", "-q", "-sS", "-f", "--fail-early", "--noproxy", "*", *mine]))
         names = [f"p{at}" for at in range(len(line))]
         started = "\n".join(f"{one} & {name}=$!" for name, one in zip(names, line, strict=True))
         return ["sh", "-c", f"{started}\n" + " && ".join(f"wait ${name}" for name in names)]
@@ -124,8 +122,8 @@ class Contest:
     def once(self, name):
         """One run of the client `name`; `reading` holds the seconds of its transfer alone, where it tells."""
         writes = name not in (VERIFIED, UNVERIFIED, CURL_NULL)
+        self.clear()
         if writes:
-            self.clear()
             self._recycle()
         os.makedirs(self.into)
         done = process.run(self.command(name))
