@@ -14,7 +14,7 @@ from stager.core.budget import binding_text
 from stager.core.errors import DeadlineExceeded, ResourceRefused, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.fetch_reports import FetchForecast, FetchSummary
-from stager.core.journal import Journal
+from stager.core.journal import Journal, Whole
 from stager.core.location import Scheme
 from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
 from stager.core.model import Known, Residency
@@ -103,6 +103,9 @@ class Fetch:
             self._target.close()
         summary = self._summary(complete=True, reason="")
         self._reporter.emit(summary)
+        folder = os.path.realpath(self._options.folder)
+        self._gate.written_anew({os.path.join(folder, whole.path) for whole in self._fetched()})
+        self._gate.withdraw("fetched, not warm yet")
         notify.write_termination_log(summary.text())
         return await self._warm_up()
 
@@ -352,6 +355,10 @@ class Fetch:
             skipped=len(reckoning.model.skipped),
             credentials=credentials_of(self._store),
         )
+
+    def _fetched(self) -> list[Whole]:
+        """The files that this run has brought."""
+        return list(self._assembly.finished.values()) if self._assembly is not None else []
 
     # Afterwards
 

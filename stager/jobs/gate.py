@@ -17,6 +17,8 @@ from stager.node import marker as marker_file
 from stager.node import mounts
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from stager.core.model import Residency
     from stager.engine.report import Reporter
     from stager.jobs.options import Selection
@@ -57,6 +59,11 @@ class Gate:
             self._write(
                 replace(self._last, state=MarkerState.FAILED, reason=reason, resident=None, known="unknown")
             )
+
+    def written_anew(self, paths: Collection[str]) -> None:
+        """Forget who the files at `paths` were (absolute, symlinks resolved): what is cached of them was written just now."""
+        kept = tuple(file for file in self._last.files if file.path not in paths)
+        self._last = replace(self._last, files=kept)
 
     def surveyed(self, survey: Survey, asked: Selection) -> None:
         """Remember the identities of the files found by what was `asked`: from now on cached pages belong to these."""
