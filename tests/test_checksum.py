@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stager.core.checksum import combine, crc64
 
+crcs = st.integers(0, 2**64 - 1)
 OF_NINE_DIGITS = 0x995DC9BBDF1939FA  # the check value that catalogues of CRCs give for CRC-64/XZ
 
 
@@ -64,6 +65,40 @@ def test_stretches_of_any_length_may_be_grouped_in_any_way(
     left = combine(combine(first, *second), *third)
     right = combine(first, combine(second[0], *third), second[1] + third[1])
     assert left == right
+
+
+def by_polynomials(first: int, second: int, length: int) -> int:
+    """The CRC of both from the definition: remainders of polynomials over GF(2), the highest power first."""
+    modulus = 1 << 64 | 0x42F0E1EBA9EA3693
+
+    def times(a: int, b: int) -> int:
+        product = 0
+        for power in range(64):
+            if b >> power & 1:
+                product ^= a << power
+        while product.bit_length() > 64:
+            product ^= modulus << product.bit_length() - 65
+        return product
+
+    shift, square, left = 1, 2, 8 * length
+    while left:
+        shift = times(shift, square) if left & 1 else shift
+        square, left = times(square, square), left >> 1
+    mirrored = int(f"{first:064b}"[::-1], 2)
+    return int(f"{times(mirrored, shift):064b}"[::-1], 2) ^ second
+
+
+@settings(deadline=None)
+@given(crcs, crcs, st.integers(0, 2**63) | st.sampled_from([0, 1, 16 << 20, 48 * 10**12]))
+@example(OF_NINE_DIGITS, 2**64 - 1, 48 * 10**12)
+def test_lengths_that_nobody_can_read(first: int, second: int, length: int) -> None:
+    assert combine(first, second, length) == by_polynomials(first, second, length)
+
+
+@given(crcs, crcs, st.integers(0, 2**63))
+def test_nothing_before_or_after_changes_nothing(first: int, second: int, length: int) -> None:
+    assert combine(first, 0, 0) == first
+    assert combine(0, second, length) == second
 
 
 def test_a_long_stretch() -> None:

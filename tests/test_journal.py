@@ -151,3 +151,47 @@ def test_a_torn_end_costs_the_last_line_and_no_other(some: list[Record], data: s
 def test_anything_at_all_is_a_journal(raw: bytes) -> None:
     for journal in (parse(raw), parse(GOOD + raw)):
         assert all(fault(path) is None for path in [*journal.parts, *journal.whole])
+
+
+LONG = [
+    Begun("a", 100, "A"),
+    Done("a", "A", Piece(0, 40, 1)),
+    Begun('["begun","x",9,"X"]\n["done","x","X",0,1,2]', 9, "X"),
+    Done("a", "A", Piece(40, 60, 2**64 - 1)),
+    Begun("a", 120, "B"),
+    Done("a", "B", Piece(0, 44, 4)),
+    Whole("\udcff/b", 10, "B", 2, 3, 4),
+    Done("a", "B", Piece(44, 44, 5)),
+    Whole('b"]', 1, "B", 2, 3, 4),
+]
+
+
+def assert_nothing_invented(damaged: bytes, where: object) -> None:
+    """Every piece was written for the version that it is claimed for, every whole file is one that was noted."""
+    written_for = {(one.path, one.etag, one.piece) for one in LONG if isinstance(one, Done)}
+    begun = {(one.path, one.size, one.etag) for one in LONG if isinstance(one, Begun)}
+    found = parse(damaged)
+    for path, part in found.parts.items():
+        assert (path, part.size, part.etag) in begun, where
+        assert {(path, part.etag, one) for one in part.pieces} <= written_for, where
+    assert set(found.whole.values()) <= {one for one in LONG if isinstance(one, Whole)}, where
+
+
+def test_cut_off_at_any_byte_and_gone_on_with() -> None:
+    raw, more = written(*LONG), Whole("late", 1, "L", 2, 3, 4)
+    for cut in range(len(raw) + 1):
+        assert_nothing_invented(raw[:cut], cut)
+        after = raw[:cut] + b"\n" + line(more)  # as `Target.append` does
+        assert parse(after).whole == {**parse(raw[:cut]).whole, "late": more}, cut
+        assert parse(after).parts == parse(raw[:cut]).parts, cut
+
+
+def test_zeros_in_place_of_any_stretch() -> None:
+    """Blocks that never reached the disk, in the middle too."""
+    raw = written(*LONG)
+    for first in range(len(raw)):
+        for size in (1, 2, 7, 30, 64, 200):
+            damaged = raw[:first] + bytes(min(size, len(raw) - first)) + raw[first + size :]
+            assert_nothing_invented(damaged, (first, size))
+            lost = set(raw.split(b"\n")) - set(damaged.split(b"\n"))
+            assert len(lost) <= raw[first : first + size].count(b"\n") + 1

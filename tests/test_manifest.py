@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stager.core.errors import IntegrityError
-from stager.core.manifest import Manifest
+from stager.core.manifest import COMPLETE, UPDATING, Manifest
 from stager.core.model import FileEntry
+from stager.core.placement import fault
 from tests.harness import Box
 
 MIB = 1 << 20
@@ -68,6 +72,9 @@ def test_it_proves_nothing_of_what_was_not_listed_or_is_left_out(box: Box) -> No
         b"7",
         b'{"files": {}}',
         b'{"source":"a","revision":"b","state":"complete","files":[7]}',
+        b'{"source":"a","revision":"b","files":[]}',
+        b"[" * 100_000,
+        b"\xff",
     ],
 )
 def test_rubbish_is_no_manifest(raw: bytes) -> None:
@@ -88,3 +95,65 @@ def test_a_manifest_knows_its_files() -> None:
     parsed = Manifest.parse(raw)
     assert parsed.files == (FileEntry("x/y.bin", 3, "0" * 64, 2**64 - 1),)
     assert not parsed.defects(parsed.files)
+
+
+def around(row: str) -> bytes:
+    return b'{"source":"a","revision":"b","state":"complete","files":[%s]}' % row.encode()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"size":-1',
+        '"size":1.5',
+        '"size":true',
+        '"size":"1"',
+        '"size":null',
+        '"size":Infinity',
+        '"size":1e999',
+        '"size":NaN',
+        '"size":' + "9" * 5000,
+        '"size":1,"sha256":7',
+        '"size":1,"sha256":""',
+        '"size":1,"sha256":"%s"' % ("0" * 63),
+        '"size":1,"sha256":"%s"' % ("g" * 64),
+        '"size":1,"crc64":"-1"',
+        '"size":1,"crc64":"18446744073709551616"',
+        '"size":1,"crc64":Infinity',
+        '"size":1,"crc64":[]',
+        '"size":1,"path":7',
+        '"size":1,"path":null',
+        '"size":1,"path":""',
+        '"size":1,"path":"/a"',
+        '"size":1,"path":"a\\u0000"',
+    ],
+)
+def test_a_promise_that_nothing_can_keep_is_no_manifest(wrong: str) -> None:
+    assert Manifest.parse(around('{"path":"a","size":1,"sha256":null,"crc64":null}')).files
+    with pytest.raises(IntegrityError, match="is not a manifest"):
+        Manifest.parse(around('{"path":"a",' + wrong + "}"))
+
+
+entries = st.builds(
+    FileEntry,
+    st.binary(min_size=1, max_size=12).map(os.fsdecode).filter(lambda name: fault(name) is None),
+    st.integers(0, 2**63),
+    st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
+    st.none() | st.integers(0, 2**64 - 1),
+)
+
+
+@given(st.text(), st.text(), st.sampled_from([UPDATING, COMPLETE]), st.lists(entries, max_size=5))
+def test_what_is_written_is_read(source: str, revision: str, state: str, files: list[FileEntry]) -> None:
+    manifest = Manifest(source, revision, state, tuple(files))
+    raw = manifest.dump(time=1.5, version="1.2")
+    assert Manifest.parse(raw) == manifest
+    body = json.loads(raw)
+    assert (body["v"], body["time"], body["stager"]) == (1, 1.5, "1.2")
+    assert all(isinstance(row.get("crc64", ""), str) for row in body["files"]), "JavaScript has 53 bits"
+    assert raw.isascii()
+    if state == UPDATING:
+        with pytest.raises(IntegrityError, match="being updated"):
+            Manifest.parse(raw).refuse_updating("here")
+    else:
+        Manifest.parse(raw).refuse_updating("here")

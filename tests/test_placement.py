@@ -129,3 +129,32 @@ def test_what_it_lets_pass_can_be_made_in_one_folder_and_stays_in_it(some: list[
         assert os.listdir(outer) == (["in"] if entries else [])
         found = sum(len(files) for _, _, files in os.walk(folder))
         assert found == 2 * len(entries)
+
+
+words = st.text(
+    st.characters(
+        categories=("L", "N"), include_characters=" -_.+@#()[]{}:;,'\"\\*?~$!%&=|<>\n\u200d\U0001f600"
+    )
+    | st.sampled_from("\udc80\udcff"),
+    min_size=1,
+    max_size=20,
+)
+ordinary = st.lists(words, min_size=1, max_size=4).map("/".join)
+
+
+@settings(deadline=None)
+@given(st.lists(ordinary, max_size=6))
+def test_ordinary_names_are_let_pass(some: list[str]) -> None:
+    """Whatever the characters: numbered, so that no two are alike; only parts that are nothing but dots are not ordinary."""
+    names = [f"{at}/{name}" for at, name in enumerate(some) if not {".", ".."} & set(name.split("/"))]
+    assert [one.path for one in place([(name, 1) for name in names])] == names
+
+
+@given(names)
+def test_a_name_without_fault_stays_below(name: str) -> None:
+    """By the words of POSIX: it is its own normal form, and lies below whatever folder it is joined to."""
+    stays = os.path.normpath(f"/x/{name}") == f"/x/{name}" and not name.startswith("/") and "\0" not in name
+    if fault(name) is None:
+        assert stays
+    elif stays:
+        assert fault(name) in ("has a character that no file name can hold", "is too long for a file")

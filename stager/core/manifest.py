@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stager.core.errors import IntegrityError, UsageError
 from stager.core.model import Defect, FileEntry
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 PATH = ".stager/manifest.json"
 UPDATING, COMPLETE = "updating", "complete"
 _HINT = "pull the model again, or delete the file"
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +35,7 @@ class Manifest:
             body = json.loads(raw)
             if not isinstance(body, dict) or not isinstance(body.get("files"), list):
                 raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT)
-            files = tuple(
-                FileEntry(
-                    item["path"],
-                    int(item["size"]),
-                    item.get("sha256"),
-                    int(item["crc64"]) if item.get("crc64") is not None else None,
-                )
-                for item in body["files"]
-            )
+            files = tuple(_entry(item) for item in body["files"])
             return Manifest(str(body["source"]), str(body["revision"]), str(body["state"]), files)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
@@ -80,3 +74,15 @@ class Manifest:
             elif sizes[entry.path] != entry.size:
                 found.append(Defect(entry.path, f"{sizes[entry.path]} bytes, the manifest says {entry.size}"))
         return tuple(found)
+
+
+def _entry(item: dict[str, Any]) -> FileEntry:
+    """One row. Raises ``ValueError``, ``TypeError`` or `UsageError` for what is none: a promise that nothing can keep is no promise."""
+    size, sha256, crc64 = item["size"], item.get("sha256"), item.get("crc64")
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError("not a size")
+    if sha256 is not None and _SHA256.fullmatch(sha256) is None:
+        raise ValueError("not a sha256")
+    if crc64 is not None and not 0 <= (crc64 := int(str(crc64))) < 1 << 64:
+        raise ValueError("not a CRC-64")
+    return FileEntry(item["path"], size, sha256, crc64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+
+from stager.core.units import shown
 from stager.node import mounts
 
 _SWITCH = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -18,8 +21,9 @@ def advice(path: str) -> str | None:
     option = next((one for one in mount.options.split(",") if one.startswith("huge=")), "huge=never")
     if option in ("huge=always", "huge=within_size"):
         return None
+    point = shown(shlex.quote(mount.point))
     return (
-        f"`mount -o remount,huge=always {mount.point}` on the node (an emptyDir cannot have it) gives huge pages: "
+        f"`mount -o remount,huge=always {point}` on the node (an emptyDir cannot have it) gives huge pages: "
         "files are written and mapped with less work"
     )
 

@@ -207,7 +207,7 @@ class Target:
                 os.close(fd)
 
     def part(self, path: str, size: int, *, fresh: bool) -> PartFile:
-        """The part file of `path`, made where there is none; `fresh` empties it. Raises `ResourceRefused` when the disk is full.
+        """The part file of `path`, made where there is none; `fresh` takes another's place. Raises `ResourceRefused` when the disk is full.
 
         A symlink in its place, or a file that has another name too, is taken away, and the part file begins empty. Raises
         `LocalIOError` when something other than a file has the final name.
@@ -216,9 +216,11 @@ class Target:
         self.stat(path)
         with _named(f"{self.folder}/{name}"):
             fd = self._below.open_own(name, os.O_RDWR)
+            if fresh and os.fstat(fd).st_size:
+                # Not emptied: a worker that outlives a killed fetch for a moment may still be writing another version into it.
+                os.close(fd)
+                fd = self._below.open_new(name, os.O_RDWR)
             try:
-                if fresh:
-                    os.ftruncate(fd, 0)
                 self._allocate(fd, size)
             except BaseException:
                 os.close(fd)
@@ -298,7 +300,7 @@ def _named(path: str) -> Iterator[None]:
         yield
     except OSError as exc:
         error = failure(exc, path)
-        if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):  # ENXIO: a FIFO or a socket
             error = LocalIOError(
                 error.message, hint="something is in the way; move it, or choose another folder"
             )
