@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 from bench.data import Stop
 
 BUCKET = "bench"
-WORKERS = 2
+WORKERS = 4
 DIRECT = urllib.request.build_opener(
     urllib.request.ProxyHandler({})
 )  # whatever the environment says of proxies

@@ -78,24 +78,23 @@ class OssReader:
 
     def _deliver(self, subject: str, length: int, sink: Sink) -> None:
         assert self._line.answer is not None
-        connection, response = self._line.connection, self._line.answer.response
-        left = length
-        while left:
-            try:
-                got = response.readinto(self._view[: min(BLOCK, left)])
-            except (OSError, http.client.HTTPException) as exc:
-                raise unreachable(exc, subject) from exc
-            if not got:
-                raise RemoteError(f"{subject}: the answer ended {left} bytes early")
-            left -= got
-            try:
-                sink(self._view[:got])
-            except BaseException as exc:
-                self._own = exc
-                raise
-            if connection.stopped and left:
-                raise Interrupted(f"the read of {subject} was interrupted")
-        response.close()
+        connection, left = self._line.connection, length
+        with connection.body(self._line.answer.response) as receive:
+            while left:
+                try:
+                    got = receive(self._view[: min(BLOCK, left)])
+                except (OSError, http.client.HTTPException) as exc:
+                    raise unreachable(exc, subject) from exc
+                if not got:
+                    raise RemoteError(f"{subject}: the answer ended {left} bytes early")
+                left -= got
+                try:
+                    sink(self._view[:got])
+                except BaseException as exc:
+                    self._own = exc
+                    raise
+                if connection.stopped and left:
+                    raise Interrupted(f"the read of {subject} was interrupted")
 
     def interrupt(self) -> None:
         """As `Reader.interrupt`."""

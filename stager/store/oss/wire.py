@@ -12,10 +12,13 @@ import http.client
 import os
 import select
 import socket
+import ssl
+import struct
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +26,7 @@ from stager.core.errors import Interrupted
 from stager.store.base import BLOCK, Pace
 from stager.store.oss.route import Origin, Route
 
+_SLICE_S = 0.5  # a block that fills slowly is handed on in parts: a trickle must be seen as one
 _MOST_IDLE = 16  # connections kept for control requests; beyond that they are closed after use
 
 
@@ -144,6 +148,20 @@ class Connection:
             if self.stopped:
                 raise Interrupted("interrupted")
 
+    @contextmanager
+    def body(self, response: http.client.HTTPResponse) -> Iterator[Callable[[memoryview], int]]:
+        """Gives a function that fills a view with the next bytes of the body: how many, 0 where the connection ends.
+
+        The whole body must be asked for, and no more, if the connection is to be used again. Raises OSError.
+        """
+        sock = self._sock
+        if sock is None or isinstance(sock, ssl.SSLSocket) or response.chunked:
+            yield response.readinto
+        else:
+            with _blocking(sock, self._route.read_timeout):
+                yield _Body(sock, response, self._route.read_timeout).fill
+        response.close()
+
     def begin(self) -> None:
         """From now on `interrupt` means this call."""
         with self._lock:
@@ -177,6 +195,54 @@ class Connection:
             self._http = None
         if sock is not None:
             sock.close()
+
+
+class _Body:
+    """A body that the kernel puts straight into the caller's memory, a view at a time.
+
+    A socket with a timeout wakes its thread for every few packets, and each time that waits for Python's lock: four connections
+    moved two thirds as much that way.
+    """
+
+    def __init__(self, sock: socket.socket, response: http.client.HTTPResponse, patience: float) -> None:
+        """`sock` blocks, for `_SLICE_S` at most. `patience` is how many seconds without a byte end it."""
+        self._sock = sock
+        self._response = response
+        self._patience = patience
+        self._ahead = len(response.fp.peek()) if response.fp is not None else 0  # came with the headers
+
+    def fill(self, view: memoryview) -> int:
+        """The next bytes, as many as `view` holds unless they are slow to come. Raises TimeoutError, OSError."""
+        if self._ahead:
+            got = self._response.readinto(view[: self._ahead])
+            self._ahead -= got
+            return got
+        since = time.monotonic()
+        while True:
+            try:
+                return self._sock.recv_into(view, 0, socket.MSG_WAITALL)
+            except BlockingIOError:  # a slice of time without a byte
+                if time.monotonic() - since >= self._patience:
+                    raise TimeoutError("timed out") from None
+
+
+@contextmanager
+def _blocking(sock: socket.socket, timeout: float) -> Iterator[None]:
+    """Lets `sock` block for `_SLICE_S` seconds at a time; afterwards it has its `timeout` again."""
+    sock.settimeout(None)
+    _limit(sock, min(_SLICE_S, timeout))
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # closed meanwhile
+            _limit(sock, 0)
+            sock.settimeout(timeout)
+
+
+def _limit(sock: socket.socket, seconds: float) -> None:
+    whole = int(seconds)
+    value = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
 
 
 class Line:
