@@ -71,6 +71,13 @@ def test_the_later_piece_stands(stretches: list[tuple[int, int]]) -> None:
     }
 
 
+@pytest.mark.parametrize("etag", ["A", "B"])
+def test_begun_again_nothing_is_claimed(etag: str) -> None:
+    """Of the same version too: what was fetched had the wrong checksum."""
+    raw = written(Begun("a", 10, "A"), Done("a", "A", Piece(0, 5, 1)), Begun("a", 10, etag))
+    assert parse(raw) == Journal({"a": Part(10, etag)})
+
+
 def test_claims_of_another_version_do_not_count() -> None:
     raw = written(
         Done("a", "A", Piece(0, 1, 7)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stager.core.checksum import crc64
@@ -17,6 +17,8 @@ def piece_of(content: bytes, offset: int, length: int) -> Piece:
 
 
 @given(st.binary(max_size=40), st.lists(st.tuples(st.integers(-3, 45), st.integers(-2, 20)), max_size=30))
+@example(bytes(10), [(2, 3), (4, 3), (1, 2), (0, 10), (2, 3), (3, 1), (5, 5), (0, 2)])
+@example(bytes(10), [(-2, 5), (8, 5), (0, 10)])
 def test_any_order_any_overlap(content: bytes, tries: list[tuple[int, int]]) -> None:
     size = len(content)
     pieces, there = Pieces(size), [False] * size
