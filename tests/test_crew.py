@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -103,6 +104,38 @@ def test_last_words_are_heard_when_cancelled(worker: str) -> None:
 
     anyio.run(main)
     assert {"last": "words"} in found
+
+
+def test_a_lock_outlives_the_process_that_took_it_as_long_as_its_workers_live(
+    worker: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "lock")
+    code = (
+        "import anyio, fcntl, json, os, signal\n"
+        "from stager.engine.crew import run_crew\n"
+        f"fd = os.open({path!r}, os.O_CREAT | os.O_RDWR)\n"
+        "fcntl.flock(fd, fcntl.LOCK_EX)\n"
+        "def say(_number, message):\n"
+        "    os.kill(message['pid'], signal.SIGSTOP)\n"
+        "    print(message['pid'], flush=True)\n"
+        "async def main():\n"
+        f"    await run_crew({worker!r}, [{{'name': 'stays'}}], say, hold=[fd])\n"
+        "anyio.run(main)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait(10)
+    parent.stdout.close()
+    with open(path) as file:
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not os.path.exists(f"/proc/{pid}"), "the worker's end")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_worker_ends_with_the_process_that_started_it(worker: str) -> None:

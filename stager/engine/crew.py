@@ -30,8 +30,16 @@ END: Message = {"end": True}
 """The last message of a worker that has done its job."""
 
 
-async def run_crew(module: str, jobs: Sequence[Message], on_message: Callable[[int, Message], None]) -> None:
+async def run_crew(
+    module: str,
+    jobs: Sequence[Message],
+    on_message: Callable[[int, Message], None],
+    *,
+    hold: Sequence[int] = (),
+) -> None:
     """Runs ``python -m module`` once for each of `jobs`, all at once; `on_message` gets (job number, message) in the event loop.
+
+    `hold` are descriptors that the workers keep open as long as they live: a lock on them outlives this process then.
 
     Returns when every worker has said `END`. Raises what `on_message` raises, and `StagerError` for a worker that ended
     without: the others are stopped then, and what they say while they stop still reaches `on_message`. So it is when cancelled.
@@ -39,7 +47,7 @@ async def run_crew(module: str, jobs: Sequence[Message], on_message: Callable[[i
     failure: list[Exception] = []
     async with anyio.create_task_group() as group:
         for number, job in enumerate(jobs):
-            group.start_soon(_serve, number, module, job, on_message, failure, group.cancel_scope)
+            group.start_soon(_serve, number, module, job, on_message, failure, group.cancel_scope, hold)
     if failure:
         raise failure[0]
 
@@ -51,11 +59,16 @@ async def _serve(
     on_message: Callable[[int, Message], None],
     failure: list[Exception],
     scope: anyio.CancelScope,
+    hold: Sequence[int],
 ) -> None:
     process: Process | None = None
     try:
         process = await anyio.open_process(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None,
+            pass_fds=hold,
         )
         assert process.stdin is not None
         await process.stdin.send(json.dumps(job).encode() + b"\n")

@@ -127,6 +127,11 @@ class Assembly:
         self.part(index).close()
         self._files[index].part = None
 
+    @property
+    def locks(self) -> tuple[int, ...]:
+        """The descriptor that keeps other fetches out, for processes that write part files: it must not be free before they end."""
+        return self._target.locks
+
     def add(self, index: int, piece: Piece, crc64: int | None) -> None:
         """Remember a piece that is written, here and in the journal."""
         file, task = self._files[index], self._tasks[index]

@@ -101,7 +101,7 @@ class Shared:
         """Fetch everything; see `stager.jobs.downloading.Download`."""
         for index in self._indexes:
             self._parts.prepare(index)
-        await run_crew(_MODULE, self._jobs, self._hear)
+        await run_crew(_MODULE, self._jobs, self._hear, hold=self._parts.locks)
 
     def pace(self) -> PaceReport:
         """What the workers found, added up."""

@@ -134,6 +134,11 @@ class Target:
         self._lock_fd = fd
         return None
 
+    @property
+    def locks(self) -> tuple[int, ...]:
+        """The descriptor with the lock; whoever has it open has the lock too. Empty without one."""
+        return () if self._lock_fd is None else (self._lock_fd,)
+
     # The journal
 
     def read_journal(self) -> Journal:
