@@ -37,6 +37,7 @@ events {{ worker_connections 1024; }}
 http {{
     access_log off;
     sendfile on;
+    aio threads;
     tcp_nopush on;
     tcp_nodelay on;
     keepalive_timeout 600s;
