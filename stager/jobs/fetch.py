@@ -19,7 +19,7 @@ from stager.core.location import Scheme
 from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
 from stager.core.model import Known, Residency
 from stager.core.outcome import MarkerState
-from stager.core.select import left_out
+from stager.core.select import left_out, selected
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs import reckoning as reckon
@@ -169,10 +169,11 @@ class Fetch:
         reckoning = await self._survey()
         await runtime.in_thread(f"preparing {shown(options.folder)}", self._target.prepare)
         await self._lock()
-        await self._compare(reckoning)
+        journal = await self._compare(reckoning)
         self._note_findings(reckoning)
         for whole in reckoning.whole.values():
-            self._target.append(whole)
+            if journal.whole.get(whole.path) != whole:
+                self._target.append(whole)
         entries = [reckoning.entries[index] for index in reckoning.wanted]
         assembly = self._assembly = Assembly(
             self._target, self._store, reckoning.tasks, entries, sha256=options.verify is Verify.SHA256
@@ -228,12 +229,13 @@ class Fetch:
         return found
 
     def _superfluous(self) -> list[str]:
-        """Names below the folder that the source does not have, but for the part files of this very fetch."""
-        reckoning = self._reckoning
+        """Selected names below the folder that the source does not have, but for the part files of this very fetch."""
+        reckoning, selection = self._reckoning, self._options.warm.selection
         assert reckoning is not None
         keep = {*reckoning.names, *(one.path for one in reckoning.model.skipped)}
         keep |= {f"{task.path}.part" for task in reckoning.tasks}
-        return sorted(name for name in self._target.names() if name not in keep)
+        found = (name for name in self._target.names() if name not in keep)
+        return sorted(name for name in found if selected(name, selection.include, selection.exclude))
 
     def _keep_free(self) -> int:
         """Bytes that must stay free."""

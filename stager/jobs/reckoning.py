@@ -90,6 +90,10 @@ def choose(model: Model, options: FetchOptions) -> Reckoning:
     Raises `IntegrityError` for names that cannot be files below one folder and for a model that is provably incomplete,
     `NotFound` when nothing is selected, `MustRestore`, and `UsageError` for ``--verify sha256`` that nothing can satisfy.
     """
+    if model.single and options.mirror:
+        raise UsageError(
+            "--mirror with a single object would remove all other files", hint="name the model's folder"
+        )
     promised = {entry.path: entry for entry in model.manifest.files} if model.manifest else None
     objects = [one for one in model.objects if promised is None or one.name in promised]
     placed = place([(_target(model, one.name), one.size) for one in objects])
