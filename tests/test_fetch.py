@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def copy(source: str, folder: str) -> None:
     os.sync()
 
 
-@contextmanager
+@contextlib.contextmanager
 def halted(bed: Bed, *words: str, name: str = WEIGHT, **options: Any) -> Iterator[Running]:
     """A fetch that has half of the object `name` and waits for the rest, until the block ends."""
     fault = bed.oss.faults.add(Fault("stall", key_glob=f"r1/{name}", seconds=600, operation="GetObject"))
@@ -46,6 +46,13 @@ def halted(bed: Bed, *words: str, name: str = WEIGHT, **options: Any) -> Iterato
     finally:
         assert fault.fired == 1
         bed.oss.listener.cut()
+
+
+def fill(path: str) -> None:
+    """Take all room of the filesystem with one file."""
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * MIB)
 
 
 # A plain run
@@ -440,9 +447,7 @@ def test_a_disk_that_fills_up_meanwhile(bed: Bed, source: str) -> None:
     os.mkdir(bed.dir)
     with mounted("tmpfs", "none", bed.dir, "size=60m"):
         with halted(bed, "-P", "1", name="model-00001-of-00003.safetensors") as running:
-            with pytest.raises(OSError, match="No space"), open(os.path.join(bed.dir, "hog"), "wb") as hog:
-                while True:
-                    hog.write(b"\0" * MIB)
+            fill(os.path.join(bed.dir, "hog"))
         done = running.finish()
         assert done.code == 4, str(done)
         message = done.event("error")["message"]
