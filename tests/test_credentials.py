@@ -212,6 +212,22 @@ def test_half_a_pair_is_no_fall_through(pair: dict[str, str]) -> None:
             assert "shh" not in f"{caught.value.message}{caught.value.hint}"
 
 
+@pytest.mark.parametrize(
+    "value", ["shh\nshh", "shh shh", "shh\tshh", "shh\xfc", "shh\udcff", "shh\x7f", "shh\r\nshh"]
+)
+def test_values_that_no_header_can_hold_are_refused(value: str) -> None:
+    for pair, token in ((OSS, "OSS_SESSION_TOKEN"), (CLOUD, "ALIBABA_CLOUD_SECURITY_TOKEN")):
+        for name in (*pair, token):
+            with pytest.raises(AccessDenied, match=f"^{name} holds ") as caught:
+                find(environ={**pair, token: "t", name: value})
+            assert "shh" not in f"{caught.value.message}{caught.value.hint}"
+        for name in (
+            *pair,
+            token,
+        ):  # a file's last line break, which `$(cat FILE)` takes off and others do not
+            assert find(environ={**pair, token: "t", name: "x\n"}).get()
+
+
 def test_a_token_alone_is_half_a_pair() -> None:
     with pytest.raises(AccessDenied, match="OSS_SESSION_TOKEN is set, OSS_ACCESS_KEY_ID is not"):
         find(environ={"OSS_SESSION_TOKEN": "t", **CLOUD})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import itertools
 import logging
 import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,69 @@ def send(store: OssStore, name: str, data: bytes, **options: bool) -> object:
     return upload.complete()
 
 
+Script = Callable[[int], Iterable[bytes]]
+"""What a server sends for its n-th request, piece by piece."""
+
+
+@contextmanager
+def scripted(script: Script, host: str = "127.0.0.1") -> Iterator[str]:
+    """The endpoint of a server that does not look at what it is asked."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    asked = itertools.count()
+
+    def serve(client: socket.socket) -> None:
+        with suppress(OSError), client:
+            head = b""
+            while more := client.recv(1 << 16):
+                head += more
+                if b"\r\n\r\n" in head:
+                    head = b""
+                    for piece in script(next(asked)):
+                        client.sendall(piece)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server((host, 0), family=family) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        port = listening.getsockname()[1]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+def said(body: bytes | str, status: str = "200 OK", **headers: object) -> bytes:
+    """An answer. `headers` are written with underscores; None leaves one out."""
+    data = body.encode() if isinstance(body, str) else body
+    given = {"x-oss-request-id": "REQ", "Content-Length": len(data)} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    lines = [f"{name}: {value}" for name, value in given.items() if value is not None]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + data
+
+
+def elsewhere(endpoint: str, **options: object) -> OssStore:
+    """A store at `endpoint`, which looks at no signature."""
+    given = {"endpoint": endpoint, "region": "cn-x"} | options
+    keys = Keys(AccessKey("key-id", "s3cret", "CAISt0ken"))
+    return OssStore(Location.parse("oss://models/r1"), StoreOptions(**given), source=keys, environ={})  # type: ignore[arg-type]
+
+
+def listed(*keys: str, size: object = 1, token: str = "") -> str:
+    """A page of a listing, truncated where there is a `token`."""
+    objects = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>0</ETag>"
+        f"<Type>Normal</Type><Size>{size}</Size><StorageClass>Standard</StorageClass></Contents>"
+        for key in keys
+    )
+    more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    truncated = "true" if token else "false"
+    return f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{more}{objects}</ListBucketResult>"
+
+
 # faults while reading
 
 
@@ -149,6 +213,27 @@ def test_an_answer_of_another_version_is_not_used_though_the_condition_was_ignor
     monkeypatch.setattr("tests.osslab.operations._conditions", lambda call, found: None)
     with pytest.raises(ObjectChanged):
         store_of(oss).reader().read("a", 0, 10, lambda view: pytest.fail("another version"), etag="0123")
+
+
+@pytest.mark.parametrize(
+    ("status", "given", "length", "match"),
+    [
+        ("200 OK", "bytes 0-9/100", 10, "status 200"),
+        ("206 Partial Content", "bytes 0-9/100", 11, "asked for the bytes"),
+        ("206 Partial Content", "bytes 0-9/100", None, "asked for the bytes"),
+        ("206 Partial Content", "bytes 0-10/100", 10, "asked for the bytes"),
+        ("206 Partial Content", None, 10, "does not say"),
+    ],
+)
+def test_an_answer_that_contradicts_itself_is_not_used(
+    status: str, given: str | None, length: int | None, match: str
+) -> None:
+    answer = said(b"0123456789", status, ETag='"0"', Content_Range=given, Content_Length=length)
+    with scripted(lambda n: [answer]) as endpoint:
+        reader = elsewhere(endpoint).reader()
+        with pytest.raises(RemoteError, match=match):
+            reader.read("a", 0, 10, lambda view: pytest.fail("used"))
+        reader.close()
 
 
 def test_one_connection_serves_all_reads_and_signs_in_the_header(oss: Oss) -> None:
@@ -393,6 +478,50 @@ def test_a_secret_that_a_server_repeats_is_hidden() -> None:
     assert "x-oss-security-token: ***; key: ***" in found.message
 
 
+@pytest.mark.parametrize(
+    "echoed",
+    [
+        "x-oss-security-token=CAIS%2Bt0%2Fken%3D",
+        "x-oss-security-token=CAIS%2bt0%2fken%3d",
+        "/?t=CAIS%2Bt0/ken%3D",
+        "url=%3Ft%3DCAIS%252Bt0%252Fken%253D",
+        "Authorization: OSS key-id:c2lnbmF0dXJlPT0=",
+        "OSS4-HMAC-SHA256 Credential=key-id/20240101/cn-x/oss/aliyun_v4_request,Signature=c2lnbmF0dXJlPT0=",
+        "&x-oss-signature=c2lnbmF0dXJlPT0=&x-oss-date=1",
+        "<SignatureProvided>c2lnbmF0dXJlPT0=</SignatureProvided>",
+        "'SignatureProvided': 'c2lnbmF0dXJlPT0='",
+    ],
+)
+def test_a_token_in_a_url_and_a_signature_are_hidden_too(echoed: str) -> None:
+    import oss2
+
+    headers = {"x-oss-request-id": "REQ"}
+    exc = oss2.exceptions.ServerError(400, headers, b"", {"Code": "InvalidArgument", "Message": echoed})
+    used = Credentials("STS.x", "s3cret", "CAIS+t0/ken=")
+    message = refused(exc, "`oss://b/k`", used=used, now=0).message
+    assert "***" in message
+    for secret in ("c2lnbmF0dXJl", "t0", "ken%", "/ken="):
+        assert secret not in message
+
+
+@pytest.mark.parametrize("part", ["id", "secret", "token"])
+@pytest.mark.parametrize("value", ["wrapped\nt0ken", "t0kenf\xfcr", "t0ken\udcff"])
+@pytest.mark.parametrize("signature", ["v4", "v1"])
+def test_credentials_that_no_header_can_hold_are_not_told(part: str, value: str, signature: str) -> None:
+    with scripted(lambda n: [said("<Error/>", "403 Forbidden")]) as endpoint:
+        store = elsewhere(endpoint, signature=signature)
+        key = {"id": "key-id", "secret": "s3cret", "token": "CAISt0ken"} | {part: value}
+        store.credentials.keys = [Credentials(key["id"], key["secret"], key["token"])]  # type: ignore[attr-defined]
+        for call in (lambda: store.head("a"), lambda: list(store.list()), lambda: everything(store)):
+            with pytest.raises(StagerError) as caught:
+                call()
+            told = f"{caught.value.message} {caught.value.hint}"
+            for secret in ("t0ken", "wrapped", "s3cret", "CAIS", "Signature="):
+                assert secret not in told
+            if "\n" in value and part != "secret":
+                assert type(caught.value) is UsageError, "it cannot pass, so it is not to be retried"
+
+
 def test_the_wait_that_a_server_asks_for() -> None:
     assert retry_after("3", 0) == 3
     assert retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 20) == 40
@@ -424,6 +553,104 @@ def test_a_listing_that_breaks_off_is_an_error_and_not_an_end(oss: Oss, kind: st
             found.append(next(listing).name)
     assert found == given[: len(found)]
     assert len(found) >= 1000
+
+
+def test_a_listing_has_only_what_was_asked_for() -> None:
+    with scripted(lambda n: [said(listed("r1/a", "r2/b"))]) as endpoint:
+        listing = elsewhere(endpoint).list()
+        assert next(listing).name == "a"
+        with pytest.raises(RemoteError, match="out of order at `r2/b`"):
+            next(listing)
+
+
+def test_a_listing_that_goes_on_where_it_was_is_an_error() -> None:
+    # The names go on, so that only the token tells.
+    with scripted(lambda n: [said(listed(f"r1/{n:03}", token="same"))]) as endpoint:
+        listing = elsewhere(endpoint).list()
+        assert [next(listing).name, next(listing).name] == ["000", "001"]
+        with pytest.raises(RemoteError, match="does not go on"):
+            next(listing)
+
+
+def test_empty_pages_come_to_an_end() -> None:
+    def pages(n: int) -> list[bytes]:
+        # So many in a row are taken, twice; then they do not end.
+        return [said(listed(*([f"r1/{n:03}"] if n in (10, 21) else []), token=f"t{n}"))]
+
+    with scripted(pages) as endpoint:
+        listing = elsewhere(endpoint).list()
+        assert [next(listing).name, next(listing).name] == ["010", "021"]
+        with pytest.raises(RemoteError, match="does not go on"):
+            next(listing)
+
+
+def test_empty_pages_of_uploads_and_of_parts_come_to_an_end(large: bytes) -> None:
+    def page(n: int) -> list[bytes]:
+        return [
+            said(
+                "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
+                f"<NextKeyMarker>k{n}</NextKeyMarker><NextUploadIdMarker>u{n}</NextUploadIdMarker></ListMultipartUploadsResult>"
+            )
+        ]
+
+    with scripted(page) as endpoint, pytest.raises(RemoteError, match="does not go on"):
+        list(elsewhere(endpoint).unfinished())
+
+    def parts(n: int) -> list[bytes]:
+        upload = "<Upload><Key>r1/a</Key><UploadId>u</UploadId><Initiated>2024-01-01T00:00:00.000Z</Initiated></Upload>"
+        first = f"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated><NextKeyMarker/><NextUploadIdMarker/>{upload}</ListMultipartUploadsResult>"
+        page = f"<R><IsTruncated>true</IsTruncated><NextPartNumberMarker>{n}</NextPartNumberMarker></R>"
+        return [said(page if n else first)]
+
+    with scripted(parts) as endpoint, pytest.raises(RemoteError, match="does not go on"):
+        elsewhere(endpoint).upload("a", len(large), resume=True)
+
+
+@pytest.mark.parametrize("size", [-1, 10_000 * (5 << 30) + 1, 10**30, "9" * 5000, "x"])
+def test_sizes_that_no_object_has_are_refused(size: object) -> None:
+    with scripted(lambda n: [said(listed("r1/a", size=size))]) as endpoint, pytest.raises(RemoteError):
+        list(elsewhere(endpoint).list())
+    with scripted(lambda n: [said(listed("r1/a", size=10_000 * (5 << 30)))]) as endpoint:
+        assert len(list(elsewhere(endpoint).list())) == 1
+
+
+def test_an_answer_that_never_ends_is_not_kept() -> None:
+    def flood(n: int) -> Iterator[bytes]:
+        yield said(b"", Content_Length=None)
+        while True:
+            yield bytes(1 << 20)
+
+    with scripted(flood) as endpoint, pytest.raises(RemoteError, match="longer"):
+        list(elsewhere(endpoint).list())
+
+
+def dripping(status: str) -> Script:
+    def drip(n: int) -> Iterator[bytes]:
+        yield said(b"", status, Content_Length=1000)
+        for _ in range(1000):
+            time.sleep(0.05)
+            yield b" "
+
+    return drip
+
+
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
+def test_an_answer_that_drips_in_comes_to_an_end(status: str) -> None:
+    with scripted(dripping(status)) as endpoint:
+        store = elsewhere(endpoint, read_timeout=0.3)  # each wait is shorter than this
+        with pytest.raises(RemoteError, match="no answer in time"):
+            list(store.list())
+        with pytest.raises(RemoteError, match="no answer in time"):
+            send(store, "a", b"x")
+
+
+def test_an_answer_that_is_cut_is_an_error() -> None:
+    def cut(n: int) -> Iterator[bytes]:
+        yield said(b"<ListBucketResult>", Content_Length=1000)
+        raise OSError("the connection ends")
+
+    with scripted(cut) as endpoint, pytest.raises(RemoteError, match="ended early"):
+        list(elsewhere(endpoint).list())
 
 
 # where and as whom

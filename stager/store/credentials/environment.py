@@ -40,10 +40,13 @@ class Fixed:
 def from_variables(environ: Mapping[str, str]) -> Source | None:
     """The first key pair among `TRIPLES`, or None. An empty variable counts as not set.
 
-    Raises `AccessDenied` for half a pair: to go on to the next place would mean to act as somebody else than was meant.
+    Raises `AccessDenied` for half a pair: to go on to the next place would mean to act as somebody else than was meant. And for values
+    that no header can hold, as a secret has that was wrapped into lines: what a library says about such a header repeats it.
     """
     for id_name, secret_name, token_name in TRIPLES:
         key_id, secret, token = (environ.get(name, "").strip() for name in (id_name, secret_name, token_name))
+        for name in (id_name, secret_name, token_name):
+            _check(name, environ.get(name, "").strip())
         if key_id and secret:
             source = f"environment variables {id_name} and {secret_name}"
             return Fixed(Credentials(key_id, secret, token or None, None, source))
@@ -56,6 +59,14 @@ def from_variables(environ: Mapping[str, str]) -> Source | None:
                 f"{is_set} is set, {missing} is not", hint=f"set {missing} too, or unset {is_set}"
             )
     return None
+
+
+def _check(name: str, value: str) -> None:
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise AccessDenied(
+            f"{name} holds a space, a line break or another character that no credential has",
+            hint=f"set {name} to the value alone, on one line",
+        )
 
 
 def anonymous() -> Source:

@@ -7,10 +7,12 @@ and no part of a signature does: the details of a refused signature hold the sec
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from stager.core.errors import (
     AccessDenied,
@@ -27,6 +29,7 @@ from stager.core.errors import (
 from stager.core.units import shown
 from stager.store.credentials import Credentials
 from stager.store.oss.answers import retry_after, seconds
+from stager.store.oss.wire import TooLong
 
 _EXPIRED = {"SecurityTokenExpired", "InvalidSecurityToken", "RequestTimeTooSkewed", "RequestExpired"}
 _TEMPORARY = {"InvalidAccessKeyId"}  # temporary credentials that ran out are forgotten by some servers
@@ -37,6 +40,11 @@ _TRANSIENT = {
     "OperationAborted",
     "RequestIsNotMultiPartContent",
 }
+# A signature or what it stands in: the headers of both versions, the query of a URL, the details of a refusal.
+_SIGNED = re.compile(
+    r"((?:signature(?:provided)?|authorization)[\"']?\s*(?:[=:>]|%3D)\s*[\"']?|\bOSS [\w.-]+:)[\w+/=%-]{8,}",
+    re.IGNORECASE | re.ASCII,
+)
 _BROKEN_UPLOAD = {"InvalidPart", "InvalidPartOrder", "EntityTooSmall"}
 
 
@@ -95,11 +103,12 @@ def _words(exc: Any, code: str) -> str:
 
 
 def _hidden(text: str, used: Credentials | None) -> str:
-    """`text` without what must not be shown, should another server put it into its answer."""
+    """`text` without what must not be shown, should another server put it into its answer: as it is, and as URLs have it."""
     for secret in (used.secret, used.token) if used is not None else ():
         if secret:
-            text = text.replace(secret, "***")
-    return text
+            for form in (secret, quote(secret), quote(secret, ""), quote(quote(secret, ""), "")):
+                text = re.sub(re.escape(form), "***", text, flags=re.IGNORECASE)
+    return _SIGNED.sub(r"\1***", text)
 
 
 def _clock(code: str, headers: Mapping[str, str], now: float) -> str | None:
@@ -164,11 +173,13 @@ def unreachable(exc: OSError | http.client.HTTPException, subject: str) -> Stage
         return RemoteError(f"{subject}: no answer in time")
     if isinstance(exc, OSError):
         return RemoteError(f"{subject}: the connection failed ({exc.strerror or type(exc).__name__})")
+    if isinstance(exc, TooLong):
+        return RemoteError(f"{subject}: the answer is longer than any of OSS ({exc})")
     if isinstance(exc, http.client.IncompleteRead):
         return RemoteError(f"{subject}: the answer ended early")
     return RemoteError(f"{subject}: the answer is not HTTP ({type(exc).__name__})")
 
 
 def garbled(exc: Exception, subject: str) -> RemoteError:
-    """The error that an answer which cannot be parsed becomes."""
-    return RemoteError(f"{subject}: the answer is not what OSS sends ({shown(str(exc))})")
+    """The error that an answer which cannot be parsed becomes. Only its kind is told: the words may repeat what was sent."""
+    return RemoteError(f"{subject}: the answer is not what OSS sends ({type(exc).__name__})")

@@ -17,7 +17,7 @@ from stager.store.oss.answers import described, readable_in_listing
 from stager.store.oss.client import Client
 from stager.store.oss.endpoint import Endpoint
 from stager.store.oss.reader import OssReader
-from stager.store.oss.upload import MultipartUpload, SingleUpload, begin, uploads
+from stager.store.oss.upload import EMPTY_PAGES, LARGEST, MultipartUpload, SingleUpload, begin, uploads
 
 _PAGE = 1000  # names in one request, for listings and for deletion: the most that OSS takes
 
@@ -59,7 +59,7 @@ class OssStore:
         """As `Store.list`."""
         prefix = self._prefix + below
         last = (self._prefix + start_after).encode("utf-8", "surrogateescape") if start_after else b""
-        token = ""
+        token, empty = "", 0
         while True:
             with self._client.translated(self._client.subject(prefix)):
                 page = self._client.control.list_objects_v2(
@@ -79,14 +79,17 @@ class OssStore:
                     yield self._listed(one)
             if not page.is_truncated:
                 return
-            if page.next_continuation_token in ("", token):
+            empty = 0 if page.object_list else empty + 1
+            if page.next_continuation_token in ("", token) or empty > EMPTY_PAGES:
                 raise RemoteError(
                     f"{self._client.subject(prefix)}: the listing does not go on after `{shown(os.fsdecode(last))}`"
                 )
             token = page.next_continuation_token
 
     def _listed(self, one: Any) -> StoredObject:
-        """What an `oss2.models.SimplifiedObjectInfo` says."""
+        """What an `oss2.models.SimplifiedObjectInfo` says. Raises `RemoteError` for a size that no object has."""
+        if not 0 <= one.size <= LARGEST:
+            raise RemoteError(f"{self._client.subject(one.key)}: the listing gives it {one.size} bytes")
         return StoredObject(
             name=one.key[len(self._prefix) :],
             size=one.size,

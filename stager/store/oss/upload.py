@@ -19,6 +19,10 @@ PART_FLOOR = 16 * MIB
 """Bytes of a part at least: 100 KB would do for OSS, but the request takes longer than so little data."""
 _MOST_PARTS = 10_000
 _LARGEST_PART = 5 << 30
+LARGEST = _MOST_PARTS * _LARGEST_PART
+"""Bytes of an object at most: 48.8 TiB."""
+EMPTY_PAGES = 10
+"""Pages of a listing in a row that may have nothing in them: a server that sends them for ever would be asked for ever."""
 _FORBID = {"x-oss-forbid-overwrite": "true"}
 
 
@@ -36,7 +40,7 @@ def part_size(size: int) -> int:
 
 def uploads(client: Client, prefix: str) -> Iterator[Unfinished]:
     """The multipart uploads that were begun and not ended, of keys that begin with `prefix`; `name` is the whole key."""
-    marker = ("", "")
+    marker, empty = ("", ""), 0
     subject = client.subject(prefix)
     while True:
         with client.translated(subject):
@@ -48,7 +52,8 @@ def uploads(client: Client, prefix: str) -> Iterator[Unfinished]:
         if not page.is_truncated:
             return
         following = (page.next_key_marker, page.next_upload_id_marker)
-        if following == marker or not any(following):
+        empty = 0 if page.upload_list else empty + 1
+        if following == marker or not any(following) or empty > EMPTY_PAGES:
             raise RemoteError(f"{subject}: the list of uploads does not go on after a page")
         marker = following
 
@@ -233,7 +238,7 @@ def _newest(sending: _Sending) -> MultipartUpload | None:
 
 def _parts(sending: _Sending, upload_id: str) -> Iterator[UploadedPart]:
     """The parts that are there and have the sizes that this upload would give them."""
-    usual, marker = part_size(sending.size), ""
+    usual, marker, empty = part_size(sending.size), "", 0
     while True:
         with sending.client.translated(sending.subject):
             result = sending.client.control.list_parts(sending.key, upload_id, marker=marker)
@@ -243,7 +248,8 @@ def _parts(sending: _Sending, upload_id: str) -> Iterator[UploadedPart]:
                 yield part
         if page.more is None:
             return
-        if page.more == marker:
+        empty = 0 if page.parts else empty + 1
+        if page.more == marker or empty > EMPTY_PAGES:
             raise RemoteError(f"{sending.subject}: the list of parts does not go on after a page")
         marker = page.more
 

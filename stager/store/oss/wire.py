@@ -22,30 +22,40 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from stager.core.errors import Interrupted
+from stager.core.errors import Interrupted, UsageError
+from stager.core.units import shown
 from stager.store.base import BLOCK, Pace
 from stager.store.oss.route import Origin, Route
 
 _SLICE_S = 0.5  # a block that fills slowly is handed on in parts: a trickle must be seen as one
+_LARGEST = 64 << 20  # bytes of an answer that is read whole; a page of a listing with long names has 3 MiB
+_READS = 3  # such an answer may take this many read timeouts, so that one that drips in byte by byte ends too
 _MOST_IDLE = 16  # connections kept for control requests; beyond that they are closed after use
+
+
+class TooLong(http.client.HTTPException):
+    """An answer that is read whole is larger than any that OSS sends."""
 
 
 class Answer:
     """An answer as oss2 wants it. `body` is the whole body where it was read already."""
 
-    def __init__(self, response: http.client.HTTPResponse, body: bytes | None = None) -> None:
-        """`response` has its headers read."""
+    def __init__(
+        self, response: http.client.HTTPResponse, body: bytes | None = None, *, patience: float
+    ) -> None:
+        """`response` has its headers read. `patience` is how many seconds each `read` may take."""
         self.response = response
         self.status = response.status
         self.headers = response.headers
         self.request_id = response.headers.get("x-oss-request-id", "")
         self.body = body
         self._left = body
+        self._patience = patience
 
     def read(self, amt: int | None = None) -> bytes:
-        """The next `amt` bytes, or all that is left."""
+        """The next `amt` bytes, or all that is left. Raises as `received` does."""
         if self._left is None:
-            return self.response.read(amt)
+            return received(self.response, amt, self._patience)
         got = self._left if amt is None else self._left[:amt]
         self._left = self._left[len(got) :]
         return got
@@ -53,6 +63,29 @@ class Answer:
     def __iter__(self) -> Iterator[bytes]:
         while got := self.read(BLOCK):
             yield got
+
+
+def received(response: http.client.HTTPResponse, amt: int | None, patience: float) -> bytes:
+    """The next `amt` bytes of the body, or all of it.
+
+    Raises `TooLong` for a whole body that is larger than any control answer, TimeoutError when `patience` seconds were not enough,
+    and what the connection raises.
+    """
+    until, body = time.monotonic() + patience, bytearray()
+    while amt is None or len(body) < amt:
+        piece = response.read1(BLOCK if amt is None else amt - len(body))
+        if not piece:
+            break
+        body += piece
+        if amt is None and len(body) > _LARGEST:
+            raise TooLong(f"more than {_LARGEST >> 20} MiB")
+        if time.monotonic() > until:
+            raise TimeoutError("timed out")
+    if amt is None:
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # `read1` does not see that this was the end, and the connection may serve the next request
+    return bytes(body)
 
 
 class Connection:
@@ -87,14 +120,14 @@ class Connection:
         target = url if self._proxied else url.removeprefix(f"{parts.scheme}://{parts.netloc}") or "/"
         body = memoryview(req.data or b"")
         wire.putrequest(req.method, target, skip_host=True, skip_accept_encoding=True)
-        wire.putheader("Host", parts.netloc)
+        _put(wire, "Host", parts.netloc)
         for name, value in req.headers.items():
             if value is not None and name.lower() != "content-length":
-                wire.putheader(name, value.encode("utf-8") if isinstance(value, str) else value)
+                _put(wire, name, value)
         if self._via_proxy:
-            wire.putheader("Proxy-Authorization", self._via_proxy)
+            _put(wire, "Proxy-Authorization", self._via_proxy)
         if body.nbytes or req.method in ("PUT", "POST"):
-            wire.putheader("Content-Length", str(body.nbytes))
+            _put(wire, "Content-Length", str(body.nbytes))
         wire.endheaders()
         refused = self._send(wire, body, pace)
         try:
@@ -197,6 +230,14 @@ class Connection:
             sock.close()
 
 
+def _put(wire: http.client.HTTPConnection, name: str, value: str | bytes) -> None:
+    try:
+        wire.putheader(name, value.encode("utf-8") if isinstance(value, str) else value)
+    except ValueError:
+        # What was raised has the value, which may be a signature or a token. The same request would fail again.
+        raise UsageError(f"the header `{shown(str(name))}` of a request would hold a line break") from None
+
+
 class _Body:
     """A body that the kernel puts straight into the caller's memory, a view at a time.
 
@@ -255,12 +296,14 @@ class Line:
         """Not connected yet."""
         self.connection = Connection(route)
         self.answer: Answer | None = None
+        self._patience = _READS * route.read_timeout
         self.pace: Pace | None = None
         self.own: BaseException | None = None
 
     def do_request(self, req: Any, timeout: Any) -> Answer:  # noqa: ARG002  # the route has the timeouts
         """What oss2 calls. Raises OSError and `http.client.HTTPException`."""
-        self.answer = Answer(self.connection.request(req, self._paced if self.pace else None))
+        response = self.connection.request(req, self._paced if self.pace else None)
+        self.answer = Answer(response, patience=self._patience)
         return self.answer
 
     def _paced(self, size: int) -> None:
@@ -291,7 +334,8 @@ class Pool:
             connection = Connection(self._route)
         try:
             response = connection.request(req)
-            answer = Answer(response, response.read())
+            patience = _READS * self._route.read_timeout
+            answer = Answer(response, received(response, None, patience), patience=patience)
         except BaseException:
             connection.drop()
             raise
