@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -33,6 +34,8 @@ _START = 8  # lanes at first: one connection to OSS gives 50 to 200 MB/s, so few
 _SLOW_SHARE = 0.2
 _SLOW_S = 3.0
 _SIBLINGS = 3  # fewer do not tell what is normal
+_REMEMBERED = 32  # requests, so that the last ones of a fetch have somebody to be compared with
+_TELLING = 4 << 20  # bytes; a shorter request is mostly waiting
 _STALE_ANSWERS = (
     20  # 412s in a row about an object that is what it was, before that is believed to be an error
 )
@@ -107,23 +110,41 @@ class Line:
 
     def __init__(self, reader: Reader, close: Callable[[Line], None]) -> None:
         self.reader = reader
-        self.moved = 0  # bytes over the connection in use
-        self.reading = False
+        self.moved = 0  # bytes over all requests
+        self._reading = False
+        self._strikes = 0  # connections in a row that were dropped
         self._close = close
         self._marks: list[tuple[float, int]] = []
 
     def begin(self) -> None:
         """A request begins."""
         self._marks = [(time.monotonic(), self.moved)]
-        self.reading = True
+        self._reading = True
+
+    def end(self) -> float:
+        """The request is over; bytes per second of all of it."""
+        self._reading = False
+        began, before = self._marks[0]
+        return (self.moved - before) / max(1e-6, time.monotonic() - began)
+
+    def good(self) -> None:
+        """The connection did what was asked."""
+        self._strikes = 0
 
     def rate(self, now: float) -> float | None:
-        """Bytes per second over the last `_SLOW_S`; None until the request has lasted that long."""
-        if not self.reading or not self._marks:
+        """Bytes per second lately; None until the request has lasted long enough to tell."""
+        patience = _SLOW_S * 2**self._strikes
+        if not self._reading or now - self._marks[0][0] < patience:
             return None
-        self._marks = [*self._marks[-64:], (now, self.moved)]
-        old = [mark for mark in self._marks if now - mark[0] >= _SLOW_S]
-        return (self.moved - old[-1][1]) / (now - old[-1][0]) if old else None
+        self._marks = [self._marks[0], *self._marks[-64:], (now, self.moved)]
+        then, before = [mark for mark in self._marks if now - mark[0] >= patience][-1]
+        return (self.moved - before) / (now - then)
+
+    def strike(self) -> None:
+        """Drop the connection. Its successor is given twice the time, in case the store is like that."""
+        self._strikes += 1
+        self.begin()
+        self.reader.interrupt()
 
     def close(self) -> None:
         """Give the connection back."""
@@ -152,6 +173,9 @@ class Downloading:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._lines: list[Line] = []
+        self._usual: deque[float] = deque(
+            maxlen=_REMEMBERED
+        )  # bytes per second of requests that were answered in full
         self._doubts = [0] * len(tasks)
         self.retried = 0
         self.replaced = 0
@@ -197,17 +221,18 @@ class Downloading:
         return [self._tasks[index].name for index in self.lanes.stuck()]
 
     def watch(self) -> None:
-        """Drop connections that are far slower than their siblings: their ranges are taken over. Call it every second or less."""
+        """Drop connections that are far slower than others were or are: their ranges are taken over. Call it every second or less."""
         now = time.monotonic()
         with self._lock:
             rates = [(rate, line) for line in self._lines if (rate := line.rate(now)) is not None]
-        if len(rates) <= _SIBLINGS:
-            return
-        normal = median(rate for rate, _ in rates)
+            usual = list(self._usual)
+        # When all are slow now, it is not the connections. When few are left, what was usual before tells.
+        siblings = [rate for rate, _ in rates]
+        known = [median(some) for some in (siblings, usual) if len(some) > _SIBLINGS]
+        normal = min(known, default=0.0)
         for rate, line in rates:
             if rate < _SLOW_SHARE * normal:
-                line.begin()  # its successor gets its own time
-                line.reader.interrupt()
+                line.strike()
                 self.replaced += 1
 
     # In the lanes' threads
@@ -256,15 +281,23 @@ class Downloading:
         line.begin()
         try:
             answered = line.reader.read(task.name, start, length, sink, etag=task.etag).crc64
+            self._answered(line, length)
         except Interrupted:
             raise LeaseReturned from None
         except ObjectChanged:
             self._doubt(lease.span.index)
             raise LeaseReturned from None
         finally:
-            line.reading = False
+            line.end()
             if lease.position > start:
                 self._written(lease, start, crc, answered)
+
+    def _answered(self, line: Line, length: int) -> None:
+        rate = line.end()
+        line.good()
+        if length >= _TELLING:
+            with self._lock:
+                self._usual.append(rate)
 
     def _written(self, lease: Lease, start: int, crc: int, answered: int | None) -> None:
         index, length = lease.span.index, lease.position - start
