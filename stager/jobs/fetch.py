@@ -9,14 +9,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager import __version__
 from stager.core.budget import binding_text
 from stager.core.errors import DeadlineExceeded, ResourceRefused, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.fetch_reports import FetchForecast, FetchSummary
 from stager.core.journal import Journal, Whole
 from stager.core.location import Scheme
-from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
 from stager.core.model import Known, Residency
 from stager.core.outcome import MarkerState
 from stager.core.select import left_out, selected
@@ -27,6 +25,7 @@ from stager.jobs import remote
 from stager.jobs.assembly import Assembly
 from stager.jobs.fetching import Fetching
 from stager.jobs.gate import Gate
+from stager.jobs.imprint import Imprint
 from stager.jobs.options import Selection, Verify
 from stager.jobs.stall import watched
 from stager.jobs.warm import Warm
@@ -183,12 +182,11 @@ class Fetch:
             raise ResourceRefused(
                 refusal, hint="make room, or choose another folder; `--keep-free` says how much must stay"
             )
+        imprint = Imprint(self._target, options.warm.selection)
         superfluous = self._superfluous() if options.mirror else []
         changes = bool(reckoning.tasks or superfluous)
         if changes:
-            await runtime.in_thread(
-                "writing the manifest", partial(self._write_manifest, reckoning, UPDATING)
-            )
+            await runtime.in_thread("writing the manifest", partial(imprint.begin, reckoning))
         if reckoning.tasks:
             source = options.source.parent if reckoning.model.single else None
             wanted = replace(options, source=source or options.source)
@@ -199,7 +197,7 @@ class Fetch:
         for name in superfluous:
             await runtime.in_thread(f"removing {shown(name)}", partial(self._target.remove, name))
             self._removed += 1
-        await runtime.in_thread("writing the manifest", partial(self._conclude, reckoning, changed=changes))
+        await runtime.in_thread("writing the manifest", partial(imprint.conclude, reckoning, changed=changes))
 
     async def _lock(self) -> None:
         """Wait for another fetch into the same folder: what it fetches need not be fetched twice."""
@@ -258,48 +256,6 @@ class Fetch:
             limit = f": {binding_text(admission.binding)}" if admission.binding else ""
             return f"{where} is memory, and {format_size(need - admission.granted)} do not fit{limit}"
         return ""
-
-    # What is written beside the model
-
-    def _manifest(self, reckoning: Reckoning, state: str) -> Manifest:
-        model, selection = reckoning.model, self._options.warm.selection
-        crcs = {whole.path: whole.crc64 for whole in reckoning.whole.values()}
-        entries = {
-            entry.path: replace(entry, crc64=crcs.get(entry.path, entry.crc64)) for entry in reckoning.entries
-        }
-        before = reckon.read_manifest(self._options.folder)
-        source = model.manifest.source if model.manifest else model.location
-        if (
-            before is not None
-            and before.source == source
-            and (selection.include or selection.exclude or model.single)
-        ):
-            # What an earlier fetch with another selection brought is still there.
-            there = (e for e in before.files if e.path in reckoning.names and self._there(e.path))
-            entries = {**{entry.path: entry for entry in there}, **entries}
-        files = tuple(entries[path] for path in sorted(entries))
-        return Manifest(source, model.manifest.revision if model.manifest else "", state, files)
-
-    def _there(self, path: str) -> bool:
-        """Whether a file has this name; what cannot be looked up is nothing of ours."""
-        try:
-            return self._target.stat(path) is not None
-        except StagerError:
-            return False
-
-    def _write_manifest(self, reckoning: Reckoning, state: str) -> None:
-        manifest = self._manifest(reckoning, state)
-        self._target.write_small(PATH, manifest.dump(time=time.time(), version=__version__))
-
-    def _conclude(self, reckoning: Reckoning, *, changed: bool) -> None:
-        """The journal with nothing in it but whole files, then the manifest: complete, and last."""
-        journal = self._target.read_journal()
-        whole = {one.path: one for one in reckoning.whole.values()}
-        kept = {path: one for path, one in journal.whole.items() if self._there(path)}
-        if changed or journal.parts or journal.whole != {**kept, **whole}:
-            self._target.rewrite(Journal(whole={**kept, **whole}))
-        if reckon.read_manifest(self._options.folder) != self._manifest(reckoning, COMPLETE):
-            self._write_manifest(reckoning, COMPLETE)
 
     # What is said
 
