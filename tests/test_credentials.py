@@ -198,7 +198,7 @@ def test_a_key_pair_in_variables(pair: dict[str, str], token: str, key_id: str) 
     source = find(environ={**pair, token: "t"})
     assert source.get().token == "t"
     assert source.describe() == f"environment variables {next(iter(pair))} and {next(reversed(pair))}"
-    source.invalidate(source.get())
+    assert source.invalidate(source.get()) is False, "there are no others"
     assert source.get().key_id == key_id
 
 
@@ -517,18 +517,33 @@ def test_version_1_where_a_token_never_arrives(cloud: Cloud) -> None:
     gone.set()
 
 
-def test_the_off_switch(cloud: Cloud) -> None:
+@pytest.mark.parametrize("value", ["True", "1", "yes", " ON "])
+def test_the_off_switch(cloud: Cloud, value: str) -> None:
     with pytest.raises(
-        AccessDenied, match="no credentials found: and ALIBABA_CLOUD_ECS_METADATA_DISABLED is true"
+        AccessDenied, match="no credentials found: ALIBABA_CLOUD_ECS_METADATA_DISABLED switches the RAM role"
     ) as caught:
         find(
             environ=metadata(
-                cloud.url, ALIBABA_CLOUD_ECS_METADATA_DISABLED="True", ALIBABA_CLOUD_ECS_METADATA="x"
+                cloud.url, ALIBABA_CLOUD_ECS_METADATA_DISABLED=value, ALIBABA_CLOUD_ECS_METADATA="x"
             )
         )
     assert cloud.asked == []
     for name in (*OSS, *CLOUD, "RRSA", "ECS", "--anonymous"):
         assert name in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "off", "no"])
+def test_the_off_switch_left_alone(cloud: Cloud, value: str) -> None:
+    environ = metadata(cloud.url, ALIBABA_CLOUD_ECS_METADATA_DISABLED=value)
+    assert find(environ=environ).get().source == "ECS RAM role node-role"
+
+
+def test_the_metadata_service_is_asked_without_a_proxy(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", nobody())
+    assert find(environ=metadata(cloud.url)).get().source == "ECS RAM role node-role"
+    assert [asked.method for asked in cloud.asked] == ["PUT", "GET", "GET"]
 
 
 def test_nobody_at_the_metadata_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stager.core.errors import UsageError
+from stager.core.location import Location
 from stager.store.oss.endpoint import Endpoint, Style, choose, of_region, parse
 
 HANGZHOU = "https://oss-cn-hangzhou.aliyuncs.com"
@@ -174,3 +175,46 @@ def test_the_way_inside_is_named_for_public_endpoints_only() -> None:
     assert parse("oss-cn-hangzhou-internal.aliyuncs.com").inside is None
     assert parse("10.0.0.1").in_region("cn-hangzhou").inside is None
     assert parse("oss-accelerate.aliyuncs.com").inside is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://usr:PASS@oss-cn-hangzhou.aliyuncs.com",
+        "usr:PASS@10.0.0.1",
+        "http://usr:PA?SS@10.0.0.1",
+        "http://usr:PA@SS@10.0.0.1",
+        "http://usr:PA://SS@10.0.0.1",
+        "ftp://usr:PASS@10.0.0.1",
+        "http://usr:PASS@s3.oss-cn-hangzhou.aliyuncs.com",
+        "http://b.oss-cn-hangzhou.aliyuncs.com/k?Signature=PASS&x=1@SS",
+    ],
+)
+def test_a_password_in_an_endpoint_is_not_told(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        choose(None, None, {"OSS_ENDPOINT": text})
+    told = f"{caught.value.message} {caught.value.hint}"
+    assert not any(part in told for part in ("usr", "PA", "SS@", "Signature"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "oss://bucket/x?Expires=1&Signature=PASS",
+        "oss://bucket?Signature=PASS",
+        "oss://usr:PASS@bucket/x",
+        "oss://bucket/x?a=@b&Signature=PASS",
+        "https://bucket.oss-cn-hangzhou.aliyuncs.com/x?Expires=1&Signature=PASS",
+        "https://usr:PASS@bucket.oss-cn-hangzhou.aliyuncs.com/x",
+    ],
+)
+def test_a_signature_in_a_location_is_not_told(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Location.parse(text)
+    assert "PASS" not in f"{caught.value.message} {caught.value.hint}"
+    assert "`oss://" in caught.value.message or "`https://" in caught.value.message
+
+
+def test_an_accelerator_with_the_full_name_of_its_region() -> None:
+    found = parse("oss-cn-hangzhou-internal.oss-data-acc.aliyuncs.com")
+    assert (found.region, found.accelerator, found.internal) == ("cn-hangzhou", True, True)

@@ -58,8 +58,9 @@ class Keys:
     def get(self) -> Credentials:
         return self.keys[min(len(self.refused), len(self.keys) - 1)]
 
-    def invalidate(self, used: Credentials) -> None:
+    def invalidate(self, used: Credentials) -> bool:
         self.refused.append(used)
+        return True
 
     def describe(self) -> str:
         return "the test"
@@ -447,7 +448,10 @@ def answer(status: int, code: str = "", headers: dict[str, str] | None = None, *
 @pytest.mark.parametrize(
     ("found", "error", "hint"),
     [
-        (answer(403, "RequestTimeTooSkewed", {"Date": "Tue, 14 Nov 2023 22:43:20 GMT"}), CredentialsExpired, "1800 s behind"),
+        (answer(403, "RequestTimeTooSkewed"), AccessDenied, "chrony"),
+        (answer(404, "NoSuchKey", headers={"x-oss-request-id": ""}), RemoteError, "no_proxy"),
+        (answer(301, headers={"x-oss-request-id": ""}), RemoteError, "in between"),
+        (answer(412, headers={"x-oss-request-id": ""}), RemoteError, "in between"),
         (answer(403, "SecurityTokenExpired"), CredentialsExpired, ""),
         (answer(403, "AccessDenied", message="Request has expired."), CredentialsExpired, ""),
         (answer(403, "InvalidAccessKeyId"), CredentialsExpired, ""),
@@ -471,6 +475,42 @@ def test_each_refusal_has_its_error_and_a_hint(
     assert type(found) is error
     assert hint in (found.hint or "")
     assert "`oss://b/k`" in found.message
+
+
+def test_a_clock_that_differs_is_told_by_how_much() -> None:
+    ahead = answer(403, "RequestTimeTooSkewed", {"Date": "Tue, 14 Nov 2023 22:43:20 GMT"})
+    assert "the clock of this node is 1800 s behind that of OSS" in ahead.message
+    behind = answer(403, "RequestTimeTooSkewed", {"Date": "Tue, 14 Nov 2023 21:43:20 GMT"})
+    assert "1800 s ahead of" in behind.message
+    assert "the clock of this node differs" in answer(403, "RequestTimeTooSkewed").message
+
+
+def test_an_ingress_that_knows_nothing_is_not_the_bucket() -> None:
+    page = said("<html>not found</html>", "404 Not Found", x_oss_request_id=None, Retry_After=7)
+    with scripted(lambda n: [page]) as endpoint:
+        for call in (elsewhere(endpoint).list, lambda: [elsewhere(endpoint).head("a")]):
+            with pytest.raises(RemoteError) as caught:
+                list(call())
+            assert type(caught.value) is RemoteError
+            assert "in between" in (caught.value.hint or "")
+            assert caught.value.retry_after == 7
+
+
+@pytest.mark.parametrize("region", ["cn-hangzhou", None])
+def test_expired_credentials_that_nothing_renews_are_named(oss: Oss, region: str | None) -> None:
+    oss.put("r1/a", DATA)
+    key = oss.keys.temporary(seconds=-1)
+    environ = {
+        "OSS_ACCESS_KEY_ID": key.id,
+        "OSS_ACCESS_KEY_SECRET": key.secret,
+        "OSS_SESSION_TOKEN": key.token or "",
+    }
+    options = StoreOptions(endpoint=oss.endpoint, region=region)
+    store = OssStore(Location.parse("oss://models/r1"), options, environ=environ)
+    for call in (lambda: store.head("a"), lambda: list(store.list()), lambda: everything(store)):
+        with pytest.raises(AccessDenied, match="run out") as caught:
+            call()
+        assert "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET" in (caught.value.hint or "")
 
 
 def test_a_secret_that_a_server_repeats_is_hidden() -> None:

@@ -83,7 +83,7 @@ class Interrupted(RemoteError):
 
 
 class CredentialsExpired(RemoteError):
-    """The credentials used have run out, or the clocks differ; whoever retries asks for fresh ones first."""
+    """The credentials used have run out; whoever retries asks for fresh ones first."""
 
 
 class ObjectChanged(RemoteError):

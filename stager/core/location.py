@@ -45,7 +45,7 @@ class Location:
             if host not in ("", "localhost") or not slash:
                 raise UsageError(f"`{shown(text)}` names a host, or no absolute path", hint=_HINT)
             return Location(Scheme.FILE, "", _path("/" + unquote(path, errors="surrogateescape"), text))
-        raise UsageError(f"`{shown(text)}`: no store is called `{shown(scheme)}://`", hint=_HINT)
+        raise UsageError(f"`{told(text)}`: no store is called `{told(scheme)}://`", hint=_HINT)
 
     def __str__(self) -> str:
         if self.scheme is Scheme.FILE:
@@ -73,6 +73,16 @@ def is_remote(text: str) -> bool:
     return "://" in text
 
 
+def told(text: str) -> str:
+    """The address `text` as messages may show it: without a user and password, and without a query, which may hold a signature."""
+    scheme, separator, rest = text.rpartition("://") if text.count("://") == 1 else ("", "", text)
+    before, at, after = rest.rpartition("@")
+    if "?" in before and at:  # a password with a question mark, or a query with an @: nobody knows
+        return shown(f"{scheme}{separator}***")
+    kept, mark, _ = after.partition("?")
+    return shown(f"{scheme}{separator}{'***@' if at else ''}{kept}{'?***' if mark else ''}")
+
+
 def _path(path: str, text: str) -> str:
     if not path or "\0" in path:
         raise UsageError(f"`{shown(text)}` is not a path", hint=_HINT)
@@ -83,7 +93,7 @@ def _oss(text: str, rest: str) -> Location:
     bucket, _, prefix = rest.partition("/")
     plain = all(c.isascii() and (c.islower() or c.isdigit() or c == "-") for c in bucket)
     if not 3 <= len(bucket) <= 63 or not plain or "-" in (bucket[:1], bucket[-1:]):
-        raise UsageError(f"`{shown(text)}`: `{shown(bucket)}` is not a bucket's name", hint=_HINT)
+        raise UsageError(f"`{told(text)}`: `{told(bucket)}` is not a bucket's name", hint=_HINT)
     if "?" in prefix or "#" in prefix or "\0" in prefix:
-        raise UsageError(f"`{shown(text)}`: give a plain prefix, no query", hint=_HINT)
+        raise UsageError(f"`{told(text)}`: give a plain prefix, no query", hint=_HINT)
     return Location(Scheme.OSS, bucket, prefix.strip("/"))

@@ -41,5 +41,5 @@ def find(*, anonymous: bool = False, environ: Mapping[str, str] = os.environ) ->
         return fixed
     provider = from_rrsa(environ) or from_ecs(environ)
     if provider is None:
-        raise not_found(f"and {OFF} is true")
+        raise not_found(f"{OFF} switches the RAM role of the ECS instance off")
     return Refreshed(provider)

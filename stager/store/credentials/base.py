@@ -43,8 +43,11 @@ class Source(Protocol):
         Raises `AccessDenied` when there are none to be had, `RemoteError` when who gives them cannot be reached for now.
         """
 
-    def invalidate(self, used: Credentials) -> None:
-        """Says that `used` were refused as expired: the next `get` fetches fresh ones, if it still has those."""
+    def invalidate(self, used: Credentials) -> bool:
+        """Says that `used` were refused as expired: the next `get` fetches fresh ones, if it still has those.
+
+        False when there are no others to be had.
+        """
 
     def describe(self) -> str:
         """Where the credentials come from, in words and without a secret; asks nobody."""

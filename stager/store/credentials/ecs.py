@@ -129,4 +129,4 @@ def from_ecs(environ: Mapping[str, str]) -> EcsRole | None:
 
 
 def _true(environ: Mapping[str, str], name: str) -> bool:
-    return environ.get(name, "").strip().lower() == "true"
+    return environ.get(name, "").strip().lower() in ("true", "1", "yes", "on")

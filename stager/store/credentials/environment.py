@@ -29,8 +29,9 @@ class Fixed:
         """The credentials."""
         return self.credentials
 
-    def invalidate(self, used: Credentials) -> None:
-        """Changes nothing: there are no others."""
+    def invalidate(self, used: Credentials) -> bool:  # noqa: ARG002  # they are the only ones
+        """Changes nothing, and is false: there are no others."""
+        return False
 
     def describe(self) -> str:
         """Where they come from."""

@@ -57,11 +57,12 @@ class Refreshed:
         """What the provider says."""
         return self._provider.describe()
 
-    def invalidate(self, used: Credentials) -> None:
-        """Forgets `used`, if they are what is given out now."""
+    def invalidate(self, used: Credentials) -> bool:
+        """Forgets `used`, if they are what is given out now. Always true."""
         with self._lock:
             if self._current == used:
                 self._current = None
+        return True
 
     def get(self) -> Credentials:
         """Valid credentials; takes as long as a fetch where one is due."""

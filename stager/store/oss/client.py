@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from stager.core.errors import CredentialsExpired, StagerError, UsageError
+from stager.core.errors import AccessDenied, CredentialsExpired, StagerError, UsageError
 from stager.core.location import Location
 from stager.core.units import shown
 from stager.store.credentials import Credentials, Source
@@ -100,8 +100,11 @@ class Client:
             used = self._signer.used
             restore = f"oss://{self.location.bucket}/{key}" if key else ""
             found = refused(exc, subject, used=used, restore=restore, now=time.time())
-            if isinstance(found, CredentialsExpired) and used is not None:
-                self.source.invalidate(used)
+            if isinstance(found, CredentialsExpired) and not (used and self.source.invalidate(used)):
+                found = AccessDenied(
+                    f"{found.message}; nothing renews them",
+                    hint=f"they come from here: {self.source.describe()}. Set fresh ones, or have them renewed by RRSA or an ECS role",
+                )
             # Not from `exc`: its text has what was signed, and with that the security token.
             raise found from None
         except (OSError, http.client.HTTPException) as exc:
@@ -158,18 +161,15 @@ class Client:
                 named = exc.details.get("Endpoint")
                 region = endpoints.parse(named, self.location.bucket).region if named else None
                 if not region:
-                    if exc.status in (400, 403):
-                        raise _unknown(
-                            self.subject(), refused(exc, self.subject(), now=time.time())
-                        ) from None
+                    why = refused(exc, self.subject(), used=self._signer.used, now=time.time())
+                    if exc.status in (400, 403) and not isinstance(why, CredentialsExpired):
+                        raise _unknown(self.subject(), why) from None
                     raise
         return known.in_region(region) if known else endpoints.of_region(region)
 
 
 def _unknown(subject: str, why: StagerError) -> StagerError:
     """The refusal `why`, with what helps when it was only the region that was asked for."""
-    if isinstance(why, CredentialsExpired):
-        return why
     return type(why)(
         f"the region of {subject} is not known; {why.message}", hint="give `--region` or `--endpoint`"
     )

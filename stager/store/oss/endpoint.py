@@ -16,6 +16,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from stager.core.errors import UsageError
+from stager.core.location import told
 from stager.core.units import shown
 
 ENDPOINT_VARIABLE = "OSS_ENDPOINT"
@@ -115,7 +116,7 @@ def parse(text: str, bucket: str = "") -> Endpoint:
     """
     scheme, host, port = _split(text.strip())
     if host.startswith("s3."):
-        raise UsageError(f"`{shown(text)}` speaks S3 and not OSS", hint=f"use `{host.removeprefix('s3.')}`")
+        raise UsageError(f"`{told(text)}` speaks S3 and not OSS", hint=f"use `{host.removeprefix('s3.')}`")
     if bucket and host.startswith(f"{bucket}.") and host.endswith(_ALIYUN):
         host = host.removeprefix(f"{bucket}.")
     region, internal, accelerator = _meaning(host)
@@ -130,7 +131,7 @@ def _split(text: str) -> tuple[str, str, str]:
     scheme, separator, rest = text.rpartition("://")
     scheme = scheme.lower()
     if separator and scheme not in ("http", "https"):
-        raise UsageError(f"`{shown(text)}`: an endpoint speaks http or https", hint=_HINT)
+        raise UsageError(f"`{told(text)}`: an endpoint speaks http or https", hint=_HINT)
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname or "", parts.port
@@ -138,14 +139,16 @@ def _split(text: str) -> tuple[str, str, str]:
         host, port, parts = "", None, urlsplit("")
     plain = not (parts.query or parts.fragment or "@" in parts.netloc) and parts.path in ("", "/")
     if not plain or not _HOST.fullmatch(host):
-        raise UsageError(f"`{shown(text)}` is not an endpoint", hint=_HINT)
+        raise UsageError(f"`{told(text)}` is not an endpoint", hint=_HINT)
     return scheme, host, "" if port is None else f":{port}"
 
 
 def _meaning(host: str) -> tuple[str | None, bool, bool]:
     """Region, internal, accelerator: what the name of the host tells."""
     if host.endswith(_ACCELERATOR):
-        zone = host.removesuffix(_ACCELERATOR).rpartition(".")[2].removesuffix("-internal")
+        zone = (
+            host.removesuffix(_ACCELERATOR).rpartition(".")[2].removesuffix("-internal").removeprefix("oss-")
+        )
         match = _ZONE.fullmatch(zone)
         return (match[1] or match[2]) if match else zone, True, True
     for pattern in _PATTERNS:

@@ -31,7 +31,8 @@ from stager.store.credentials import Credentials
 from stager.store.oss.answers import retry_after, seconds
 from stager.store.oss.wire import TooLong
 
-_EXPIRED = {"SecurityTokenExpired", "InvalidSecurityToken", "RequestTimeTooSkewed", "RequestExpired"}
+_EXPIRED = {"SecurityTokenExpired", "InvalidSecurityToken", "RequestExpired"}
+_SKEWED = "RequestTimeTooSkewed"
 _TEMPORARY = {"InvalidAccessKeyId"}  # temporary credentials that ran out are forgotten by some servers
 _TRANSIENT = {
     "RequestTimeout",
@@ -45,6 +46,7 @@ _SIGNED = re.compile(
     r"((?:signature(?:provided)?|authorization)[\"']?\s*(?:[=:>]|%3D)\s*[\"']?|\bOSS [\w.-]+:)[\w+/=%-]{8,}",
     re.IGNORECASE | re.ASCII,
 )
+_BETWEEN = "something in between answered; check the endpoint and http_proxy, https_proxy, no_proxy"
 _BROKEN_UPLOAD = {"InvalidPart", "InvalidPartOrder", "EntityTooSmall"}
 
 
@@ -59,6 +61,10 @@ def refused(
     status, code = int(exc.status), exc.code or ""
     why = _hidden(_words(exc, code), used)
     denied = status == 403
+    if not exc.request_id and status not in (401, 403, 407):
+        # An ingress without a backend says 404, a portal redirects: nothing is known about the object, and it may pass.
+        wait = retry_after(exc.headers.get("Retry-After"), now)
+        return RemoteError(f"{subject}: no answer of OSS ({why})", hint=_BETWEEN, retry_after=wait)
     if status == 412:
         return ObjectChanged(f"{subject} is no longer the version that was asked for ({why})")
     if status == 416:
@@ -68,12 +74,9 @@ def refused(
         return MustRestore(
             f"{subject} is archived and has to be restored before it can be read ({why})", hint=hint
         )
-    if code in _EXPIRED or (code == "AccessDenied" and "expired" in (exc.message or "").lower()):
-        return CredentialsExpired(
-            f"{subject}: the credentials have run out ({why})", hint=_clock(code, exc.headers, now)
-        )
-    if denied and code in _TEMPORARY and used is not None and used.token:
-        return CredentialsExpired(f"{subject}: the temporary credentials are not known any more ({why})")
+    stale = _stale(exc, code, subject, why, used, now)
+    if stale is not None:
+        return stale
     if status == 404:
         return NotFound(f"{subject} does not exist ({why})", hint=_missing(code))
     if status == 409 and code in ("FileAlreadyExists", "ObjectAlreadyExists"):
@@ -86,6 +89,22 @@ def refused(
         wait = retry_after(exc.headers.get("Retry-After"), now)
         return RemoteError(f"{subject}: OSS cannot answer now ({why})", retry_after=wait)
     return UsageError(f"{subject}: OSS does not accept the request ({why})", hint=_request(exc, code))
+
+
+def _stale(
+    exc: Any, code: str, subject: str, why: str, used: Credentials | None, now: float
+) -> StagerError | None:
+    """The error for credentials that ran out and for clocks that differ; None for anything else."""
+    if code in _EXPIRED or (code == "AccessDenied" and "expired" in (exc.message or "").lower()):
+        return CredentialsExpired(f"{subject}: the credentials have run out ({why})")
+    if code == _SKEWED:
+        return AccessDenied(
+            f"{subject}: the clock of this node {_clock(exc.headers, now)} ({why})",
+            hint="set the clock (chrony, ntpd)",
+        )
+    if exc.status == 403 and code in _TEMPORARY and used is not None and used.token:
+        return CredentialsExpired(f"{subject}: the temporary credentials are not known any more ({why})")
+    return None
 
 
 def _words(exc: Any, code: str) -> str:
@@ -111,14 +130,11 @@ def _hidden(text: str, used: Credentials | None) -> str:
     return _SIGNED.sub(r"\1***", text)
 
 
-def _clock(code: str, headers: Mapping[str, str], now: float) -> str | None:
-    if code != "RequestTimeTooSkewed":
-        return None
+def _clock(headers: Mapping[str, str], now: float) -> str:
     there = seconds(headers.get("Date"))
-    ahead = (
-        "" if there is None else f": it is {abs(now - there):.0f} s {'ahead' if now > there else 'behind'}"
-    )
-    return f"the clock of this node is wrong{ahead}; set it (chrony, ntpd)"
+    if there is None:
+        return "differs from that of OSS"
+    return f"is {abs(now - there):.0f} s {'ahead of' if now > there else 'behind'} that of OSS"
 
 
 def _missing(code: str) -> str | None:
@@ -134,7 +150,7 @@ def _permission(exc: Any, code: str, status: int) -> str | None:
     if status == 407:
         return "the proxy in http_proxy or https_proxy wants a name and a password"
     if not exc.request_id:
-        return "a proxy or another server answered; check the endpoint and http_proxy, https_proxy, no_proxy"
+        return _BETWEEN
     return {
         "SignatureDoesNotMatch": "the secret does not belong to the key id, or the region is wrong (`--region`)",
         "InvalidAccessKeyId": "the key id is unknown or disabled",
