@@ -175,12 +175,18 @@ def environment(**more: str) -> dict[str, str]:
     """This environment without what would steer stager, with `more`."""
     steering = (
         "STAGER_",
+        "OSS_",
+        "ALIBABA_CLOUD_",
         "KUBERNETES_",
         "NOTIFY_SOCKET",
         "http_proxy",
         "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
         "all_proxy",
         "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
     return {**kept, "PYTHONPATH": str(ROOT), **more}
