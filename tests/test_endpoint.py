@@ -112,6 +112,20 @@ def test_the_name_tells(text, url, region, style, internal, accelerator) -> None
     assert parse(text) == Endpoint(url, region, Style(style), internal, accelerator)
 
 
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("::1", "http://[::1]"),
+        ("[::1]:21801", "http://[::1]:21801"),
+        ("http://[::1]:21801", "http://[::1]:21801"),
+        ("https://[2001:db8::7]", "https://[2001:db8::7]"),
+        ("2001:DB8::7", "http://[2001:db8::7]"),
+    ],
+)
+def test_ipv6_addresses_take_the_bucket_in_the_path(text: str, url: str) -> None:
+    assert parse(text) == Endpoint(url, None, Style.PATH)
+
+
 def test_a_bucket_before_the_host_is_taken_off() -> None:
     assert parse("https://models.oss-cn-hangzhou.aliyuncs.com", "models") == parse(HANGZHOU)
     assert parse("models.cn-hangzhou-j-internal.oss-data-acc.aliyuncs.com", "models").host.startswith("cn-")
@@ -129,7 +143,11 @@ def test_a_bucket_before_the_host_is_taken_off() -> None:
         "oss-cn-hangzhou.aliyuncs.com/bucket",
         "oss-cn-hangzhou.aliyuncs.com?x=1",
         "host:port",
-        "[::1]:80",
+        "[::1",
+        "::1]",
+        "[fe80::1%eth0]:80",
+        "[v1.x]",
+        "::g",
         "two words",
         "s3.oss-cn-hangzhou.aliyuncs.com",
     ],

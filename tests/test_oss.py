@@ -38,7 +38,7 @@ from stager.store.credentials import Credentials
 from stager.store.opening import StoreOptions
 from stager.store.oss import OssStore
 from stager.store.oss.answers import content_range, part_page, retry_after
-from stager.store.oss.failures import refused
+from stager.store.oss.failures import refused, unreachable
 from stager.store.oss.route import Origin, Route
 from stager.store.oss.upload import PART_FLOOR, part_size
 from tests.osslab.faults import Fault
@@ -746,6 +746,59 @@ def test_source_addresses_take_turns(oss: Oss) -> None:
         store_of(oss, source_ips=("eth0",))
 
 
+@contextmanager
+def bridged(port: int) -> Iterator[int]:
+    """A port of ::1 that leads to `port` of 127.0.0.1; skips where there is no IPv6."""
+    try:
+        listening = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as exc:
+        pytest.skip(f"no IPv6 on loopback: {exc}")
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                server = socket.create_connection(("127.0.0.1", port))
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    with listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listening.getsockname()[1]
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("signature", ["v4", "v1"])
+def test_an_endpoint_that_is_an_ipv6_address(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch, signature: str
+) -> None:
+    monkeypatch.setattr("tests.osslab.server._is_address", lambda host: True)  # of what is in the Host header
+    oss.put("r1/a b", DATA)
+    with bridged(oss.port) as port:
+        store = store_of(oss, endpoint=f"http://[::1]:{port}", signature=signature)
+        assert everything(store, "a b") == DATA
+        assert [one.name for one in store.list()] == ["a b"]
+        send(store, "b", DATA)
+        assert oss.get("r1/b") == DATA
+        assert everything(store_of(oss, endpoint=f"[::1]:{port}", source_ips=("::1",)), "b") == DATA
+
+
+def test_a_source_address_of_the_wrong_family_is_refused() -> None:
+    for endpoint, source in (("http://[::1]:1", "127.0.0.1"), ("http://127.0.0.1:1", "::1")):
+        store = elsewhere(endpoint, source_ips=(source,))
+        for call in (lambda store=store: store.head("a"), lambda store=store: everything(store)):
+            with pytest.raises(UsageError, match="cannot send from") as caught:
+                call()
+            assert "--source-ip" in (caught.value.hint or "")
+
+
 def test_nobody_there_and_nobody_known_are_worth_a_retry() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # and does not listen
@@ -874,6 +927,51 @@ def test_a_proxy_is_left_out_where_the_environment_says_so(monkeypatch: pytest.M
         assert asked(f"http://{here}/k") is None
     monkeypatch.setenv("all_proxy", "proxy2:8080")
     assert asked("https://models.oss-cn-beijing.aliyuncs.com/k") == "proxy2"
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_a_network_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv(variable, "example.com, 10.0.0.0/8,192.168.7.1/24,[fd00::]/8,not/a/net,")
+    route = Route(StoreOptions(), {})
+    for inside in ("10.0.0.1", "10.255.3.4:8080", "192.168.7.200", "[fd12::1]", "[fd12::1]:8080"):
+        assert route.proxy(Origin.of(f"http://{inside}/k")) is None
+    for outside in ("11.0.0.1", "192.168.8.1", "[2001:db8::1]:80", "10.example.org"):
+        assert route.proxy(Origin.of(f"http://{outside}/k")) is not None
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        port = free.getsockname()[1]
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://me:hidden@127.0.0.1:{port}")
+        store = elsewhere(f"{scheme}://oss-cn-hangzhou.aliyuncs.com")
+        for call in (lambda: store.head("a"), lambda: everything(store)):
+            with pytest.raises(
+                RemoteError, match=f"refused.*, through the proxy 127.0.0.1:{port}$"
+            ) as caught:
+                call()
+            assert "no_proxy" in (caught.value.hint or "")
+            assert "hidden" not in f"{caught.value.message}{caught.value.hint}"
+
+
+def test_a_proxy_that_hangs_up_or_has_no_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang_up(n: int) -> Iterator[bytes]:
+        raise OSError("nothing is said")
+        yield b""
+
+    with scripted(hang_up) as endpoint:
+        monkeypatch.setenv("http_proxy", endpoint)
+        with pytest.raises(RemoteError, match=r"through the proxy 127\.0\.0\.1:"):
+            elsewhere("http://oss-cn-hangzhou.aliyuncs.com").head("a")
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert "the endpoint's name is not known" in unreachable(unknown, "it").message
+    unknown.add_note("through the proxy p:1")
+    found = unreachable(unknown, "it")
+    assert found.message.startswith("it: the proxy's name is not known")
+    assert found.message.endswith(", through the proxy p:1")
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,11 @@ class Client:
             auth = oss2.ProviderAuthV4(self._signer)
         else:
             auth = oss2.ProviderAuth(self._signer)
+        literal = endpoint.host.startswith("[")
         with self.translated(f"`{shown(endpoint.host)}`"):
-            return oss2.Bucket(
+            bucket = oss2.Bucket(
                 auth,
-                endpoint.url,
+                "http://ipv6" if literal else endpoint.url,
                 self.location.bucket,
                 is_cname=endpoint.style is Style.CNAME,
                 is_path_style=endpoint.style is Style.PATH,
@@ -142,6 +143,11 @@ class Client:
                 enable_crc=False,
                 region=endpoint.region or endpoints.ANYWHERE,
             )
+            if literal:
+                # oss2 takes no IPv6 address for an endpoint; what makes its URLs does.
+                make_url = oss2.api._UrlMaker(endpoint.url, is_cname=False, is_path_style=True)  # noqa: SLF001
+                bucket._make_url = make_url  # noqa: SLF001
+            return bucket
 
     def _found(self, known: Endpoint | None) -> Endpoint:
         """Asks the bucket for its region: at the endpoint that is known, or at one that knows all buckets.

@@ -124,7 +124,8 @@ def parse(text: str, bucket: str = "") -> Endpoint:
     scheme = scheme or ("http" if internal or plain else "https")
     known = host.endswith(_ALIYUN) or host.startswith("oss-")
     style = Style.PATH if plain else Style.VIRTUAL if known else Style.CNAME
-    return Endpoint(f"{scheme}://{host}{port}", region, style, internal, accelerator)
+    netloc = f"[{host}]" if ":" in host else host
+    return Endpoint(f"{scheme}://{netloc}{port}", region, style, internal, accelerator)
 
 
 def _split(text: str) -> tuple[str, str, str]:
@@ -132,13 +133,17 @@ def _split(text: str) -> tuple[str, str, str]:
     scheme = scheme.lower()
     if separator and scheme not in ("http", "https"):
         raise UsageError(f"`{told(text)}`: an endpoint speaks http or https", hint=_HINT)
+    if ":" in rest and _is_address(rest):
+        rest = f"[{rest}]"  # an IPv6 address alone
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port, parts = "", None, urlsplit("")
     plain = not (parts.query or parts.fragment or "@" in parts.netloc) and parts.path in ("", "/")
-    if not plain or not _HOST.fullmatch(host):
+    literal = "[" in parts.netloc
+    named = _is_address(host) and "%" not in host if literal else _HOST.fullmatch(host)
+    if not plain or not named:
         raise UsageError(f"`{told(text)}` is not an endpoint", hint=_HINT)
     return scheme, host, "" if port is None else f":{port}"
 

@@ -16,6 +16,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -56,6 +57,9 @@ class Proxy:
     port: int
     authorization: str | None = field(default=None, repr=False)
 
+    def __str__(self) -> str:
+        return _netloc(self.host, self.port)
+
 
 class Route:
     """How this process reaches OSS. Any thread may use it."""
@@ -74,6 +78,8 @@ class Route:
         if _here(origin.host) or proxy_bypass(f"{origin.host}:{origin.port}"):
             return None
         proxies = getproxies()
+        if _in_networks(origin.host, proxies.get("no", "")):
+            return None
         text = proxies.get("https" if origin.https else "http") or proxies.get("all")
         return _proxy(text) if text else None
 
@@ -98,9 +104,8 @@ class Route:
 
     def _dial(self, host: str, port: int, hold: Hold) -> socket.socket:
         source = self._sources[next(_turn) % len(self._sources)] if self._sources else None
-        family = socket.AF_UNSPEC if source is None else source[0]
         failure: OSError | None = None
-        for kind in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
+        for kind in _addresses(host, port, source):
             sock = socket.socket(kind[0], kind[1], kind[2])
             try:
                 sock.settimeout(self.connect_timeout)
@@ -137,6 +142,23 @@ def _address(text: str) -> tuple[socket.AddressFamily, str]:
     return (socket.AF_INET6 if version == 6 else socket.AF_INET), text
 
 
+def _addresses(host: str, port: int, source: tuple[socket.AddressFamily, str] | None) -> list[Any]:
+    """As `socket.getaddrinfo`, of the family that can be reached from `source`."""
+    if source is None:
+        return socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    try:
+        return socket.getaddrinfo(host, port, source[0], socket.SOCK_STREAM)
+    except socket.gaierror as exc:
+        if exc.errno == socket.EAI_AGAIN:
+            raise
+        socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)  # which tells what else is wrong
+        version = "IPv6" if source[0] is socket.AF_INET6 else "IPv4"
+        raise UsageError(
+            f"cannot send from {source[1]} to `{shown(host)}`, which has no {version} address",
+            hint="give `--source-ip` addresses of the endpoint's kind",
+        ) from None
+
+
 def _bind(sock: socket.socket, address: str) -> None:
     try:
         sock.bind((address, 0))
@@ -168,6 +190,26 @@ def _here(host: str) -> bool:
         return host == "localhost"
 
 
+def _in_networks(host: str, exceptions: str) -> bool:
+    """Whether `host` is an address within one of the networks (``10.0.0.0/8``) among the comma-separated `exceptions`."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    for text in exceptions.split(","):
+        try:
+            network = ipaddress.ip_network(text.strip().replace("[", "").replace("]", ""), strict=False)
+        except ValueError:
+            continue
+        if address in network:
+            return True
+    return False
+
+
+def _netloc(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _proxy(text: str) -> Proxy:
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
@@ -189,7 +231,7 @@ def _proxy(text: str) -> Proxy:
 
 def _tunnel(sock: socket.socket, origin: Origin, proxy: Proxy) -> None:
     """Asks the proxy for a way through. What it says after its headers belongs to TLS, which has not begun yet."""
-    where = f"{origin.host}:{origin.port}"
+    where = _netloc(origin.host, origin.port)
     lines = [f"CONNECT {where} HTTP/1.1", f"Host: {where}"]
     if proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
@@ -198,13 +240,13 @@ def _tunnel(sock: socket.socket, origin: Origin, proxy: Proxy) -> None:
     while b"\r\n\r\n" not in head:
         more = sock.recv(4096)
         if not more or len(head) > _HEAD_LIMIT:
-            raise RemoteError(f"the proxy {proxy.host}:{proxy.port} ended the connection to {where}")
+            raise RemoteError(f"the proxy {proxy} ended the connection to {where}")
         head += more
     words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
     status = words[1] if len(words) > 1 else ""
     if status.startswith("2"):
         return
-    message = f"the proxy {proxy.host}:{proxy.port} refused the way to {where} ({shown(' '.join(words[1:]))})"
+    message = f"the proxy {proxy} refused the way to {where} ({shown(' '.join(words[1:]))})"
     if status in ("401", "403", "407"):
         raise AccessDenied(message, hint="check https_proxy and no_proxy")
     raise RemoteError(message)

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 from stager.core.errors import Interrupted, UsageError
 from stager.core.units import shown
 from stager.store.base import BLOCK, Pace
-from stager.store.oss.route import Origin, Route
+from stager.store.oss.route import Origin, Proxy, Route
 
 _SLICE_S = 0.5  # a block that fills slowly is handed on in parts: a trickle must be seen as one
 _LARGEST = 64 << 20  # bytes of an answer that is read whole; a page of a listing with long names has 3 MiB
@@ -98,8 +98,7 @@ class Connection:
         """Not connected yet."""
         self._route = route
         self._origin: Origin | None = None
-        self._via_proxy: str | None = None
-        self._proxied = False
+        self._proxy: Proxy | None = None
         self._http: http.client.HTTPConnection | None = None
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
@@ -109,23 +108,32 @@ class Connection:
     def request(self, req: Any, pace: Pace | None = None) -> http.client.HTTPResponse:
         """Sends a request of oss2 and gives the answer, its body unread. Raises OSError and `http.client.HTTPException`.
 
-        `pace` is called before each block of the body.
+        `pace` is called before each block of the body. A proxy on the way is noted in what is raised.
         """
+        try:
+            return self._request(req, pace)
+        except (OSError, http.client.HTTPException) as exc:
+            if self._proxy is not None:
+                exc.add_note(f"through the proxy {self._proxy}")
+            raise
+
+    def _request(self, req: Any, pace: Pace | None) -> http.client.HTTPResponse:
         query = "&".join(
             f"{quote(k, '')}={quote(v, '')}" if v else quote(k, "") for k, v in req.params.items()
         )
         url = f"{req.url}?{query}" if query else req.url
         wire = self._connected(Origin.of(url))
         parts = urlsplit(url)
-        target = url if self._proxied else url.removeprefix(f"{parts.scheme}://{parts.netloc}") or "/"
+        proxy = self._proxy if parts.scheme == "http" else None  # through a tunnel nothing is said to it
+        target = url if proxy else url.removeprefix(f"{parts.scheme}://{parts.netloc}") or "/"
         body = memoryview(req.data or b"")
         wire.putrequest(req.method, target, skip_host=True, skip_accept_encoding=True)
         _put(wire, "Host", parts.netloc)
         for name, value in req.headers.items():
             if value is not None and name.lower() != "content-length":
                 _put(wire, name, value)
-        if self._via_proxy:
-            _put(wire, "Proxy-Authorization", self._via_proxy)
+        if proxy and proxy.authorization:
+            _put(wire, "Proxy-Authorization", proxy.authorization)
         if body.nbytes or req.method in ("PUT", "POST"):
             _put(wire, "Content-Length", str(body.nbytes))
         wire.endheaders()
@@ -155,10 +163,8 @@ class Connection:
         if self._http is not None and (self._http.sock is None or origin != self._origin or self._stale()):
             self.drop()
         if self._http is None:
-            proxy = self._route.proxy(origin)
-            sock = self._route.open(origin, proxy, self._hold)
-            self._proxied = proxy is not None and not origin.https
-            self._via_proxy = proxy.authorization if proxy and self._proxied else None
+            self._proxy = self._route.proxy(origin)
+            sock = self._route.open(origin, self._proxy, self._hold)
             wire = http.client.HTTPConnection(origin.host, origin.port)
             wire.auto_open = 0  # a connection that ends is ours to replace
             wire.sock = sock
