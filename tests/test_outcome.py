@@ -84,8 +84,16 @@ def test_exit_codes_are_distinct_and_nameable() -> None:
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
     drawn = re.findall(r"(\w+) +(\d+|128\+N) +(\w+) {2,}", errors.__doc__ or "")
-    real = [(c.__name__, str(c.exit_code), c.slug) for c in error_classes()]
+    real = [
+        (c.__name__, str(c.exit_code), c.slug)
+        for parent in error_classes()
+        for c in ([parent] if parent is errors.StagerError else [parent, *parent.__subclasses__()])
+    ]
     assert drawn == [*real, ("Stopped", "128+N", "stopped")]
+    for special in (c for parent in error_classes()[1:] for c in parent.__subclasses__()):
+        assert special.exit_code == special.__mro__[1].exit_code, (
+            "a special case exits as what it is a case of"
+        )
 
 
 def test_a_verdict_uses_codes_that_errors_have() -> None:
