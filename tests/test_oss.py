@@ -496,6 +496,12 @@ def test_an_ingress_that_knows_nothing_is_not_the_bucket() -> None:
             assert caught.value.retry_after == 7
 
 
+def test_a_portal_that_says_yes_to_everything_has_no_objects() -> None:
+    with scripted(lambda n: [said("", x_oss_request_id=None, Content_Length=500)]) as endpoint:
+        with pytest.raises(RemoteError, match="no answer of OSS"):
+            elsewhere(endpoint).head("a")
+
+
 @pytest.mark.parametrize("region", ["cn-hangzhou", None])
 def test_expired_credentials_that_nothing_renews_are_named(oss: Oss, region: str | None) -> None:
     oss.put("r1/a", DATA)

@@ -91,6 +91,11 @@ def refused(
     return UsageError(f"{subject}: OSS does not accept the request ({why})", hint=_request(exc, code))
 
 
+def stranger(subject: str) -> RemoteError:
+    """The error for an answer that looks like success and is none of OSS: the page of a portal, perhaps."""
+    return RemoteError(f"{subject}: no answer of OSS (no ETag)", hint=_BETWEEN)
+
+
 def _stale(
     exc: Any, code: str, subject: str, why: str, used: Credentials | None, now: float
 ) -> StagerError | None:

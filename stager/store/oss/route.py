@@ -1,6 +1,7 @@
 """The way to a host: source address, proxy, TLS. Opens sockets; what goes over them is others' business.
 
-Proxies come from ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy``; this node itself is reached without one.
+Proxies come from ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy``, which may name
+networks (``10.0.0.0/8``) too; this node itself is reached without one.
 Certificates are checked against ``REQUESTS_CA_BUNDLE`` or ``CURL_CA_BUNDLE``, else ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, else
 those of the system.
 """

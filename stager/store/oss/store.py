@@ -16,6 +16,7 @@ from stager.store.opening import StoreOptions
 from stager.store.oss.answers import described, readable_in_listing
 from stager.store.oss.client import Client
 from stager.store.oss.endpoint import Endpoint
+from stager.store.oss.failures import stranger
 from stager.store.oss.reader import OssReader
 from stager.store.oss.upload import EMPTY_PAGES, LARGEST, MultipartUpload, SingleUpload, begin, uploads
 
@@ -104,7 +105,10 @@ class OssStore:
         key = self._client.key(self._prefix, name)
         with self._client.translated(self._client.subject(key), key=key):
             result = self._client.control.head_object(key)
-            return described(name, result.content_length or 0, result.headers)
+            found = described(name, result.content_length or 0, result.headers)
+        if not found.etag:
+            raise stranger(self._client.subject(key))
+        return found
 
     def reader(self) -> OssReader:
         """As `Store.reader`."""
