@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[str, frozenset[str] | None]] = {
     "whole": ("200 and everything instead of 206", _GETS),
     "wrong-range": ("Content-Range speaks of one byte further", _GETS),
     "changed": ("412 to If-Match, though the object is what it was", _GETS),
+    "other-version": ("206 with another ETag, as if If-Match had not been there", _GETS),
     "cut-list": ("a page whose XML ends in the middle", LISTS),
     "repeat-list": ("the first page again, whatever was asked for", LISTS),
     "no-token": ("a page that is truncated but does not say where to go on", LISTS),
@@ -76,7 +77,7 @@ class Fault:
         if usual is not None and operation not in usual:
             return False
         if (self.kind in ("whole", "wrong-range") and not ranged) or (
-            self.kind == "changed" and not conditional
+            self.kind in ("changed", "other-version") and not conditional
         ):
             return False
         return (

@@ -244,6 +244,8 @@ def get_object(call: Call) -> Sent:
     if part is None or call.fault == "whole":
         return Sent(Answer(200, headers), found.content, 0, found.size)
     first, count = part
+    if call.fault == "other-version":
+        headers["ETag"] = f'"{"0" * 32}"'
     shift = call.fault == "wrong-range"
     headers["Content-Range"] = f"bytes {first + shift}-{first + count - 1 + shift}/{found.size + shift}"
     return Sent(Answer(206, headers), found.content, first, count)

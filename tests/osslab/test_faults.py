@@ -15,6 +15,10 @@ from urllib.parse import urlencode
 import oss2
 import pytest
 
+from stager.core.errors import ObjectChanged
+from stager.core.location import Location
+from stager.store.opening import StoreOptions
+from stager.store.oss import OssStore
 from tests.osslab import checksum
 from tests.osslab.faults import KINDS, Fault
 from tests.osslab.fixtures import Oss
@@ -197,6 +201,22 @@ def test_everything_instead_of_a_range(oss: Oss, get: Callable[..., Got]) -> Non
     oss.faults.add(Fault("wrong-range"))
     got = get("small", Range="bytes=2-3")
     assert (got.status, got.body, got.headers["Content-Range"]) == (206, b"23", "bytes 3-4/11")
+
+
+def test_another_version_in_spite_of_if_match_is_refused(oss: Oss) -> None:
+    """The client must look at what came: a proxy on the way may not know conditions."""
+    oss.put("r1/big", DATA)
+    store = OssStore(Location.parse(oss.url("r1")), StoreOptions(), environ=oss.env())
+    etag, reader = store.head("big").etag, store.reader()
+    fault = oss.faults.add(Fault("other-version"))
+    reader.read("big", 0, 10, lambda view: None)
+    assert fault.fired == 0, "only where a version was asked for"
+    with pytest.raises(ObjectChanged):
+        reader.read("big", 0, 10, lambda view: pytest.fail("of another version"), etag=etag)
+    assert fault.fired == 1
+    assert oss.log.records(operation="GetObject")[-1].status == 206
+    reader.read("big", 0, 10, lambda view: None, etag=etag)
+    reader.close()
 
 
 def test_a_change_that_was_none(oss: Oss, get: Callable[..., Got]) -> None:
