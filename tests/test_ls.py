@@ -18,7 +18,7 @@ from stager.jobs import remote
 from stager.jobs.ls import ls
 from stager.store.opening import StoreOptions, open_store
 from tests import models
-from tests.harness import Box, Done
+from tests.harness import Box, Done, environment
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss
 
@@ -314,3 +314,50 @@ def test_refused_at_once_while_it_is_being_updated(oss: Oss, ask: Ask, model: st
     at = Location.parse(oss.url("r1/config.json"))
     with pytest.raises(StagerError, match="is being updated"):
         remote.open_model(at, lambda where: open_store(where, StoreOptions()))
+
+
+def test_whose_access_was_refused(oss: Oss, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    oss.put("r1/a", b"x")
+    for name, value in oss.env(oss.keys.new(denied={"list"})).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StagerError) as caught:
+        ask(oss.url("r1"))
+    assert caught.value.exit_code == 6
+    assert "the credentials are from: " in (caught.value.hint or "")
+    assert "OSS_ACCESS_KEY_ID" in (caught.value.hint or "")
+    assert os.environ["OSS_ACCESS_KEY_SECRET"] not in str(caught.value.hint)
+
+
+def test_a_server_that_never_ends_its_answer(box: Box, oss: Oss) -> None:
+    oss.put("r1/a", b"x")
+    oss.faults.add(Fault("hang", times=None, seconds=60))
+    done = box.run("ls", oss.url("r1"), "--timeout", "0.5s", env=oss.env(), seconds=30)
+    assert (done.code, done.out) == (10, ""), str(done)
+    assert "--timeout ran out" in done.err
+
+
+@pytest.mark.parametrize("words", [("ls",), ("ls", "--json"), ("check",), ("status",)], ids=" ".join)
+def test_an_answer_that_could_not_be_written_is_no_success(
+    box: Box, model: str, words: tuple[str, ...]
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = box.run(*words, model, stdout=full)
+    assert done.code == 9, str(done)
+    assert done.err.count("error: standard output: no space left on device (ENOSPC)") == 1, str(done)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert box.run(*words, model, stdout=writing).code == 0, "nobody wants it: that is no failure"
+    finally:
+        os.close(writing)
+
+
+def test_a_job_goes_on_without_its_streams(box: Box, model: str) -> None:
+    with open("/dev/full", "w") as full:
+        assert box.run("warm", model, stdout=full, stderr=full).code == 0
+
+
+def test_the_runner_keeps_its_credentials_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OSS_ACCESS_KEY_ID", "OSS_ENDPOINT", "ALIBABA_CLOUD_ROLE_ARN"):
+        monkeypatch.setenv(name, "of the runner")
+    assert "of the runner" not in environment().values()

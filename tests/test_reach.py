@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,15 @@ from stager.jobs.options import Selection, WarmOptions
 from stager.jobs.reach import reach
 from stager.node import cloud
 from stager.store.base import Unfinished
+from stager.store.credentials import find
 from stager.store.opening import StoreOptions
 from stager.store.oss.endpoint import parse
 from tests import models
-from tests.harness import Box
+from tests.harness import Box, until
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss
 from tests.osslab.keys import AccessKey
+from tests.osslab.metadata import Metadata
 from tests.test_ls import Heard, manifest
 
 MIB = 1 << 20
@@ -108,7 +111,10 @@ def test_a_whole_model(box: Box, oss: Oss, model: str) -> None:
         ("listuploads", 0, ""),
     ],
 )
-def test_each_permission_is_tried(oss: Oss, check: Check, denied: str, code: int, problem: str) -> None:
+def test_each_permission_is_tried(
+    oss: Oss, check: Check, model: str, denied: str, code: int, problem: str
+) -> None:
+    oss.put("r1/.stager/manifest.json", manifest(model))
     found = check(put=True, key=oss.keys.new(denied={denied}))
     assert (found.exit_code, found.reason) == (code, problem)
     name = denied.replace("listuploads", "list uploads")
@@ -121,8 +127,11 @@ def test_each_permission_is_tried(oss: Oss, check: Check, denied: str, code: int
             f"oss:{ {'list': 'ListObjects', 'get': 'GetObject', 'put': 'PutObject'}[name] }" in found.text()
         )
     if denied == "get":
-        assert oss.log.count(operation="GetObject") == 1, "the others would be refused as well"
-    left = [key for key in oss.names() if key.startswith("r1/.stager/")]
+        asked = [record.key for record in oss.log.records(operation="GetObject")]
+        assert len([key for key in asked if "manifest" not in key]) == 1, (
+            "the others would be refused as well"
+        )
+    left = [key for key in oss.names() if key.startswith("r1/.stager/check")]
     assert bool(left) == (denied == "delete")
     assert not left or left[0].removeprefix("r1/") in refused.why
 
@@ -143,6 +152,70 @@ def test_put_where_nothing_is_yet(oss: Oss, check: Check) -> None:
     found = check(oss.url("r2"), put=True, key=oss.keys.new(denied={"put"}))
     assert (found.exit_code, found.reason) == (6, "`put` was refused"), "what must be mended first"
     assert "also: nothing in" in found.text()
+
+
+@pytest.mark.parametrize("kind", ["lost", "error", "wrong-crc"])
+def test_a_put_that_fails_after_it_arrived_leaves_nothing(oss: Oss, check: Check, kind: str) -> None:
+    oss.faults.add(Fault(kind, times=None, operation="PutObject"))
+    found = check(put=True)
+    assert (found.exit_code, found.complete, found.unfinished) == (5, "yes", 0)
+    assert oss.log.count(operation="PutObject") >= 1
+    assert [key for key in oss.names() if ".stager" in key] == []
+    assert "put" not in allowed(found), "nobody knows"
+    assert allowed(found)["delete"] is True
+
+
+def test_what_cannot_be_removed_is_named(oss: Oss, check: Check) -> None:
+    oss.faults.add(Fault("error", times=None, operation="DeleteMultipleObjects"))
+    found = check(put=True)
+    left = [key for key in oss.names() if ".stager" in key]
+    assert (found.exit_code, found.unfinished, len(left)) == (5, 0, 1)
+    assert f"`{left[0].removeprefix('r1/')}` may be left behind" in found.text()
+
+
+def test_a_check_that_is_ended_while_it_writes_says_so(box: Box, oss: Oss, model: str) -> None:
+    oss.serve_folder(model, "r1/")
+    oss.faults.add(Fault("hang", times=None, operation="DeleteMultipleObjects", seconds=60))
+    running = box.start("check", oss.url("r1"), "--put", env=oss.env())
+    until(lambda: oss.log.count(operation="PutObject"), "the object")
+    until(lambda: any(".stager" in key for key in oss.names()), "the object to be there")
+    running.signal(signal.SIGTERM)
+    done = running.finish(20)
+    assert done.code == 128 + signal.SIGTERM
+    left = next(key for key in oss.names() if ".stager" in key)
+    assert f"`{left.removeprefix('r1/')}` in `{oss.url('r1')}` may be left behind" in done.err
+
+
+def test_without_a_listing_the_rest_is_tried(oss: Oss, check: Check, model: str) -> None:
+    key = oss.keys.new(denied={"list"})
+    found = check(put=True, key=key)
+    assert allowed(found) == {"list": False, "get": None, "put": True, "delete": True, "list uploads": True}
+    assert "no name is known without a listing" in found.text()
+    found = check(oss.url("r1/config.json"), key=key)
+    assert (found.exit_code, allowed(found)["list"], allowed(found)["get"]) == (6, False, True)
+    oss.put("r1/.stager/manifest.json", manifest(model))
+    assert allowed(check(key=key))["get"] is True
+    found = check(key=oss.keys.new(denied={"list", "get"}))
+    assert (allowed(found)["list"], allowed(found)["get"]) == (False, False)
+
+
+def test_the_name_of_the_instance_role_is_told(
+    oss: Oss, metadata: Metadata, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGER_ECS_METADATA_URL", metadata.endpoint)
+    source = find(anonymous=False, environ={"STAGER_ECS_METADATA_URL": metadata.endpoint})
+    asked = source.describe()
+    source.get()
+    assert source.describe() != asked, "only who asks knows the role"
+    found = check(env={"OSS_ACCESS_KEY_ID": "", "OSS_ACCESS_KEY_SECRET": ""})
+    assert found.exit_code == 0
+    assert found.credentials == source.describe()
+
+
+def test_a_folder_that_is_not_there_is_not_made(box: Box, tmp_path: Path) -> None:
+    done = box.run("check", f"file://{tmp_path}/not/there", "--put")
+    assert (done.code, "put: not tried" in done.out) == (7, True), str(done)
+    assert os.listdir(tmp_path) == []
 
 
 def test_one_object(oss: Oss, check: Check) -> None:
@@ -231,7 +304,14 @@ def test_unfinished_uploads(oss: Oss, check: Check) -> None:
     found = check()
     assert found.oldest == pytest.approx(3 * 86400, abs=60)
     assert "2 multipart uploads unfinished, the oldest for 3 days" in found.text()
-    assert f"`ossutil rm -r -m {oss.url('r1')}`" in found.text()
+    assert f"`ossutil rm -r -m {oss.url('r1')}/`" in found.text(), "without the slash it reaches r10"
+    oss.put("r1/a.bin", b"x")
+    bucket.init_multipart_upload("r1/a.bin.old")
+    found = check(oss.url("r1/a.bin"))
+    assert found.unfinished == 1, "not those of its neighbours"
+    for pending in oss.bucket.uploads.values():
+        pending.begun -= 3 * 86400
+    assert f"`ossutil rm -m {oss.url('r1/a.bin')}`" in check(oss.url("r1/a.bin")).text()
 
 
 def test_the_first_thing_to_mend_is_the_exit_code(oss: Oss, check: Check) -> None:
@@ -280,6 +360,11 @@ def test_a_folder(box: Box, model: str) -> None:
         ("oss://models/r1", "--signature", "v2"),
         ("oss://models/r1", "--connect-timeout", "0"),
         ("oss://models/r1", "--endpoint", "ftp://x"),
+        ("oss://models/r1", "-P", "4"),
+        ("oss://models/r1", "--strict"),
+        ("file:///", "--budget", "1G"),
+        (".", "--endpoint", "x"),
+        ("file:///", "--read-timeout", "1s"),
     ],
     ids=" ".join,
 )
@@ -288,6 +373,23 @@ def test_usage(box: Box, words: tuple[str, ...]) -> None:
     done = box.run("check", *words, env=env)
     assert (done.code, done.out) == (2, ""), str(done)
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"], str(done)
+
+
+def test_the_first_option_that_does_nothing_is_named(box: Box, oss: Oss, model: str) -> None:
+    done = box.run("check", "oss://models/r1", "--order", "largest", "--hold", "1m", "-P", "3", env=oss.env())
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: --order says nothing of a store"), str(done)
+    done = box.run("check", model, "--source-ip", "127.0.0.1", "--anonymous")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: --source-ip is for stores"), str(done)
+    oss.serve_folder(model, "r1/")
+    env = {
+        "STAGER_LANES": "3",
+        "STAGER_ORDER": "largest",
+        "STAGER_STRICT": "1",
+        "STAGER_ENDPOINT": oss.endpoint,
+    }
+    done = box.run("check", oss.url("r1"), env={**oss.env(), **env})
+    assert done.code == 0, str(done)
+    assert box.run("check", model, env=env).code != 2
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,19 @@ import click
 
 from stager.cli.conduct import Output, Plain, conduct
 from stager.cli.options import PATHS, option, with_output, with_warm_options
-from stager.cli.store_options import with_store_options
+from stager.cli.store_options import STORE_OPTIONS, refuse_given, with_store_options
 from stager.core.errors import UsageError
-from stager.core.location import Location, is_remote
+from stager.core.location import Location, Scheme, is_remote
 from stager.jobs.options import WarmOptions
 from stager.store.opening import StoreOptions
+
+# Of what `warm` can be told: how a node reads and keeps files. A store has only a selection, timeouts and completeness.
+_NOT_IN_A_STORE = frozenset(
+    (
+        "lanes", "no_adapt", "order", "max_rate", "fresh", "anyway", "protect", "reserve", "limit", "budget", "strict",
+        "fail_open", "min_resident", "marker", "hold", "hold_mlock", "idle",
+    )
+)  # fmt: skip
 
 
 @click.command("check")
@@ -47,12 +55,14 @@ def command(
     """
     from stager.jobs.check import check
 
-    options = warm(paths)
     if any(map(is_remote, paths)):
-        return _reach(paths, options, store, output, put=put)
+        refuse_given(_NOT_IN_A_STORE, "says nothing of a store", "it is for a PATH on this node")
+        return _reach(paths, warm(paths), store, output, put=put)
     if put:
         raise UsageError("--put is for stores", hint="give oss://BUCKET/PREFIX")
-    return conduct(output, lambda reporter: Plain(lambda: check(options, reporter)))
+    refuse_given(STORE_OPTIONS, "is for stores", "give oss://BUCKET/PREFIX")
+    options = warm(paths)
+    return conduct(output, lambda reporter: Plain(lambda: check(options, reporter)), query=True)
 
 
 def _reach(
@@ -63,4 +73,8 @@ def _reach(
     if len(paths) > 1:
         raise UsageError("a store is checked alone", hint="give one oss://BUCKET/PREFIX and no other PATH")
     location = Location.parse(paths[0])
-    return conduct(output, lambda reporter: Plain(lambda: reach(location, options, store, reporter, put=put)))
+    if location.scheme is Scheme.FILE:
+        refuse_given(STORE_OPTIONS, "is for oss://", "a folder needs none of it")
+    return conduct(
+        output, lambda reporter: Plain(lambda: reach(location, options, store, reporter, put=put)), query=True
+    )

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from stager.core.errors import StagerError
+from stager.core.errors import LocalIOError, StagerError, from_oserror
 from stager.core.events import Failure, Note
 from stager.core.units import shown
 from stager.engine import runtime
@@ -58,10 +58,13 @@ class Plain:
         return []
 
 
-def conduct(output: Output, make: Callable[[Reporter], Job], *, patience: float = PATIENCE) -> int:
+def conduct(
+    output: Output, make: Callable[[Reporter], Job], *, patience: float = PATIENCE, query: bool = False
+) -> int:
     """Run the job that `make` gives; its exit code, or that of the error or signal that ended it.
 
-    `patience` is how long a stream that nobody reads may hold up the end: endless only for a query that someone pages.
+    `patience` is how long a stream that nobody reads may hold up the end: endless only for a query that someone pages. A `query` is
+    run for what it prints: where that could not be written (a full disk), it does not end with 0.
     """
     reporter = make_reporter(
         json=output.json, progress=output.progress, quiet=output.quiet, patience=patience
@@ -91,4 +94,16 @@ def conduct(output: Output, make: Callable[[Reporter], Job], *, patience: float 
             names = ", ".join(shown(name) for name in hanging[:4])
             reporter.emit(Note("warning", "hanging", f"still busy and left behind: {names}"))
         reporter.close()
-    return code
+    return _printed(reporter, code) if query else code
+
+
+def _printed(reporter: Reporter, code: int) -> int:
+    """`code`, or that of a local error, which is said on stderr, when what was printed is lost and `code` would hide it."""
+    number = reporter.stdout_error
+    if number is None:
+        return code
+    error = from_oserror(OSError(number, ""), "standard output")
+    last = make_reporter(json=False, progress="none")  # stdout is what failed
+    last.emit(Failure.of(error))
+    last.close()
+    return code or LocalIOError.exit_code

@@ -7,7 +7,7 @@ import math
 import click
 
 from stager.cli.conduct import Output, Plain, conduct
-from stager.cli.options import Parsed, with_output
+from stager.cli.options import DURATION, Parsed, option, with_output
 from stager.cli.store_options import with_store_options
 from stager.core.location import Location
 from stager.store.opening import StoreOptions
@@ -16,8 +16,9 @@ from stager.store.opening import StoreOptions
 @click.command("ls")
 @click.argument("source", metavar="SOURCE", type=Parsed("SOURCE", Location.parse))
 @with_store_options
+@option("--timeout", type=DURATION, help="Give up after so long.")
 @with_output
-def command(source: Location, store: StoreOptions, output: Output) -> int:
+def command(source: Location, store: StoreOptions, output: Output, *, timeout: float | None) -> int:
     """List a model in a store: sizes, whether it is complete, and what its manifest says.
 
     SOURCE is oss://BUCKET/PREFIX, or a folder. Completeness is judged by the manifest, by names and by indexes; `stager check`
@@ -30,4 +31,9 @@ def command(source: Location, store: StoreOptions, output: Output) -> int:
     """
     from stager.jobs.ls import ls
 
-    return conduct(output, lambda reporter: Plain(lambda: ls(source, store, reporter)), patience=math.inf)
+    return conduct(
+        output,
+        lambda reporter: Plain(lambda: ls(source, store, reporter, timeout)),
+        patience=math.inf,
+        query=True,
+    )

@@ -40,4 +40,5 @@ def command(
         output,
         lambda reporter: Plain(lambda: status(selection, reporter, min_resident=min_resident)),
         patience=math.inf,
+        query=True,
     )

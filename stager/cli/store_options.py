@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -46,6 +46,23 @@ _OPTIONS = (
     option("--connect-timeout", default="10s", type=_PATIENCE, show_default=True, help="Give up a connection attempt after so long."),
     option("--read-timeout", default="20s", type=_PATIENCE, show_default=True, help="Give up an answer that brings no byte for so long, and ask again."),
 )  # fmt: skip
+STORE_OPTIONS = (
+    "endpoint", "region", "signature", "anonymous", "source_ips", "connect_timeout", "read_timeout",
+)  # fmt: skip
+"""The names of these parameters."""
+
+
+def refuse_given(names: Collection[str], why: str, hint: str) -> None:
+    """Raises `UsageError` for the first of the parameters `names` that is on the command line, where it would do nothing.
+
+    The environment is set for many commands at once: what it says is passed over where it means nothing.
+    """
+    context = click.get_current_context()
+    for name in context.params:  # in the order of the command line
+        source = context.get_parameter_source(name)
+        if name in names and source is click.core.ParameterSource.COMMANDLINE:
+            given = next(one for one in context.command.params if one.name == name)
+            raise UsageError(f"{max(given.opts, key=len)} {why}", hint=hint)
 
 
 def with_store_options(function: F) -> F:
@@ -56,10 +73,7 @@ def with_store_options(function: F) -> F:
 
     @wraps(function)
     def command(*args: Any, **given: Any) -> Any:
-        names = (
-            "endpoint", "region", "signature", "anonymous", "source_ips", "connect_timeout", "read_timeout",
-        )  # fmt: skip
-        store = StoreOptions(**{name: given.pop(name) for name in names})
+        store = StoreOptions(**{name: given.pop(name) for name in STORE_OPTIONS})
         return function(*args, store=store, **given)
 
     for decorator in reversed(_OPTIONS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -25,6 +26,7 @@ class Outlet:
     def __init__(self, file: IO[str] | None, patience: float) -> None:
         self.patience = patience
         self.lost = False
+        self.error: int | None = None  # the errno that ended it; None also for a reader that went away
         self._file = file
         self._fd, self._identity = _descriptor(file)
         self._encoding = getattr(file, "encoding", None) or "utf-8"
@@ -136,8 +138,10 @@ class Outlet:
         # EPIPE, EBADF, ENOSPC, EIO of a lost terminal; ValueError for a closed file object.
         try:
             self._write_through(batch)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as exc:
             with self._changed:
+                if isinstance(exc, OSError) and exc.errno != errno.EPIPE:
+                    self.error = exc.errno
                 self._die()
 
     def _write_through(self, batch: bytes) -> None:

@@ -35,6 +35,10 @@ class Reporter(Protocol):
     def stdout_failed(self) -> bool:
         """True when something meant for stdout did not get there; final after `close`."""
 
+    @property
+    def stdout_error(self) -> int | None:
+        """The errno (ENOSPC, EIO) of the write to stdout that failed; None for a reader that went away, which lacks nothing."""
+
     def emit(self, event: Event) -> None:
         """Show `event`; a `Progress` is treated as by `progress`."""
 
@@ -128,6 +132,10 @@ class _Base(ABC):
     @property
     def stdout_failed(self) -> bool:
         return self._out.lost
+
+    @property
+    def stdout_error(self) -> int | None:
+        return self._out.error
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Progress):

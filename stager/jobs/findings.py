@@ -93,6 +93,11 @@ class Findings:
         )
 
     @property
+    def single(self) -> bool:
+        """Whether the location is known to be one object."""
+        return self.model is not None and self.model.single
+
+    @property
     def first(self) -> StagerError | None:
         """The problem that must be mended first: reach before permission, permission before what lies there."""
         return min(self.problems, key=lambda error: error.exit_code, default=None)
@@ -176,8 +181,14 @@ class Findings:
         lines += [shown(one.name) for one in self.unfinished[:3]]
         if stale:
             lines.append(f"{stale} of them older than a day: their parts cost storage and nobody sees them")
-            lines.append(f"hint: `ossutil rm -r -m {shown(self.location)}` removes them, those under way too")
+            lines.append(f"hint: `{self._clean_up()}` removes them, those under way too")
         return lines
+
+    def _clean_up(self) -> str:
+        """The command that removes unfinished uploads. Without the slash it would take those of the neighbour ``r10`` too."""
+        if self.single:
+            return f"ossutil rm -m {shown(self.location)}"
+        return f"ossutil rm -r -m {shown(self.location.rstrip('/'))}/"
 
     def _verdict(self) -> list[str]:
         first = self.first

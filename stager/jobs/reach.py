@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from contextlib import suppress
@@ -18,7 +19,9 @@ from stager.core.errors import (
     StagerError,
     UsageError,
 )
-from stager.core.manifest import COMPLETE
+from stager.core.events import Note
+from stager.core.location import Scheme
+from stager.core.manifest import COMPLETE, PATH
 from stager.core.placement import place
 from stager.core.select import selected
 from stager.core.store_reports import Permission
@@ -32,7 +35,7 @@ from stager.jobs.stall import watched
 from stager.node import cloud
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from stager.core.location import Location
     from stager.core.model import FileEntry
@@ -56,49 +59,80 @@ async def reach(
     """
     with runtime.deadline(warm.timeout):
         async with watched(warm.stall_timeout, reporter):
-            check = _Check(location, warm, remote.opener(options, reporter), put=put)
-            findings = await check.run(options)
+            check = _Check(location, warm, remote.opener(options, reporter), reporter)
+            findings = await check.run(options, put=put)
             reporter.emit(findings.forecast())
             return findings.first.exit_code if findings.first else 0
     raise DeadlineExceeded("--timeout ran out", hint="give it longer; `--stall-timeout` names what hangs")
 
 
 class _Check:
-    """One check: step by step, until one fails that the others need."""
+    """One check, part by part. What fails in one does not keep the next from being tried, once the store has answered."""
+
+    _store: Store
 
     def __init__(
-        self, location: Location, warm: WarmOptions, open_at: Callable[[Location], Store], *, put: bool
+        self, location: Location, warm: WarmOptions, open_at: Callable[[Location], Store], reporter: Reporter
     ) -> None:
         self._location = location
         self._warm = warm
         self._open_at = open_at
-        self._put = put
+        self._reporter = reporter
         self._where = shown(str(location))
         self._findings = Findings(str(location), time.time())
+        self._sent = ""  # the object of `--put`, for as long as it may be there
 
-    async def run(self, options: StoreOptions) -> Findings:
+    async def run(self, options: StoreOptions, *, put: bool) -> Findings:
         """Everything that could be found out. Raises `UsageError`; other errors are in the findings."""
         findings = self._findings
+        await self._part(self._reached(options))
+        if findings.problems and not findings.permissions:
+            return findings
+        await self._part(self._content())
+        if put:
+            await self._part(self._push())
+        else:
+            why = "--put writes and removes a small object"
+            findings.permissions.append(Permission("put", allowed=None, needed=False, why=why))
+        await self._part(
+            runtime.in_thread(f"listing uploads in {self._where}", partial(self._uploads, self._store))
+        )
+        return findings
+
+    async def _part(self, part: Awaitable[None]) -> None:
         try:
-            store = await runtime.in_thread(f"opening {self._where}", partial(self._open_at, self._location))
-            await runtime.in_thread(
-                f"asking for credentials for {self._where}", partial(self._who, store, options)
-            )
-            await runtime.in_thread(f"asking {self._where}", partial(self._answer, store))
-            model_store = await runtime.in_thread(f"listing {self._where}", self._survey)
-            if model_store is not None:
-                store = model_store
-                await self._look(store)
-            if self._put:
-                await runtime.in_thread(f"writing to {self._where}", partial(self._write, store))
-            await runtime.in_thread(f"listing uploads in {self._where}", partial(self._uploads, store))
-        except Unusable:
-            pass
+            await part
         except UsageError:
             raise
         except StagerError as error:
-            findings.problems.append(error)
-        return findings
+            self._findings.problems.append(error)
+
+    async def _reached(self, options: StoreOptions) -> None:
+        self._store = await runtime.in_thread(
+            f"opening {self._where}", partial(self._open_at, self._location)
+        )
+        await runtime.in_thread(
+            f"asking for credentials for {self._where}", partial(self._who, self._store, options)
+        )
+        await runtime.in_thread(f"asking {self._where}", partial(self._answer, self._store))
+
+    async def _content(self) -> None:
+        if not self._findings.may("list"):
+            await runtime.in_thread(f"reading from {self._where}", self._unlisted)
+            return
+        store = await runtime.in_thread(f"listing {self._where}", self._survey)
+        if store is not None:
+            self._store = store
+            await self._look(store)
+
+    async def _push(self) -> None:
+        try:
+            await runtime.in_thread(f"writing to {self._where}", partial(self._write, self._store))
+        except BaseException:
+            if self._sent:  # a signal, a deadline: the thread that would remove it is left behind
+                message = f"`{shown(self._sent)}` in `{shown(self._store.root)}` may be left behind"
+                self._reporter.emit(Note("warning", "left_behind", message, "remove it"))
+            raise
 
     # Where and who
 
@@ -109,8 +143,9 @@ class _Check:
         if not isinstance(adapter, OssStore):
             return
         findings = self._findings
-        findings.credentials = adapter.credentials.describe()
+        findings.credentials = adapter.credentials.describe()  # should there be none to get
         findings.expires = adapter.credentials.get().expires
+        findings.credentials = adapter.credentials.describe()  # with the role's name, which is asked for
         findings.signature = options.signature
         findings.endpoint = adapter.endpoint
         findings.inside = cloud.is_alibaba()
@@ -121,7 +156,7 @@ class _Check:
             next(store.list(), None)
         except AccessDenied as error:
             self._findings.forbid("list", error)
-            raise Unusable from error
+            return
         self._findings.allow("list")
         started = time.monotonic()
         next(store.list(), None)
@@ -143,6 +178,25 @@ class _Check:
         if not findings.objects:
             findings.problems.append(found.nothing_selected(str(self._location)))
         return store
+
+    def _unlisted(self) -> None:
+        """Tries `get` where no listing may tell names: on the manifest, and on the location as an object."""
+        known, parent = [(self._store, PATH)], self._location.parent
+        if parent is not None:
+            known.append((self._open_at(parent), self._location.name))
+        for store, name in known:
+            try:
+                one = store.head(name)
+            except NotFound:
+                continue
+            except AccessDenied as error:
+                self._findings.forbid("get", error)
+                return
+            self._store = store
+            self._get(store, one)
+            return
+        why = "no name is known without a listing"
+        self._findings.permissions.append(Permission("get", allowed=None, needed=True, why=why))
 
     def _wanted(self, path: str) -> bool:
         selection = self._warm.selection
@@ -172,8 +226,11 @@ class _Check:
         findings = self._findings
         readable = [one for one in findings.objects if one.readable is True] or findings.objects
         one = min(readable, key=lambda one: (not one.size, one.size), default=None)
-        if one is None:
-            return
+        if one is not None:
+            self._get(store, one)
+
+    def _get(self, store: Store, one: StoredObject) -> None:
+        findings = self._findings
         what = f"one byte of {shown(one.name)}" if one.size else f"the head of {shown(one.name)}"
         try:
             _first_byte(store, one) if one.size else store.head(one.name)
@@ -210,42 +267,56 @@ class _Check:
     # What a push needs
 
     def _write(self, store: Store) -> None:
-        """Writes a small object of stager's own and removes it."""
+        """Writes a small object of stager's own and removes it, also when it cannot be said whether it arrived."""
         findings = self._findings
-        name = f".stager/check-{secrets.token_hex(8)}"
+        if self._location.scheme is Scheme.FILE and not os.path.isdir(store.root):
+            why = "there is no such folder, and a check makes none"
+            findings.permissions.append(Permission("put", allowed=None, needed=False, why=why))
+            return
+        name = self._sent = f".stager/check-{secrets.token_hex(8)}"
+        failed: StagerError | None = None
         try:
             _put(store, name)
         except AccessDenied as error:
+            self._sent = ""
             findings.forbid("put", error)
             return
-        findings.allow("put", f"{len(_NOTE)} bytes")
+        except StagerError as error:
+            failed = error
+        else:
+            findings.allow("put", f"{len(_NOTE)} bytes")
+        self._remove(store, name)
+        if failed is not None:
+            raise failed
+
+    def _remove(self, store: Store, name: str) -> None:
+        findings = self._findings
         try:
             store.delete([name])
         except AccessDenied as error:
             findings.forbid("delete", error, remark=f"`{name}` is left behind; ")
+        except StagerError as error:
+            why = f"`{name}` may be left behind; {error.message}"
+            findings.permissions.append(Permission("delete", allowed=None, needed=False, why=why))
+            findings.problems.append(error)
         else:
             findings.allow("delete")
+        self._sent = ""
 
     def _uploads(self, store: Store) -> None:
         from stager.store.oss import OssStore
 
         findings = self._findings
-        if not self._put:
-            why = "--put writes and removes a small object"
-            findings.permissions.append(Permission("put", allowed=None, needed=False, why=why))
         adapter = getattr(store, "adapter", store)
         if not isinstance(adapter, OssStore):
             return
         try:
-            findings.unfinished = list(adapter.unfinished())
+            own = self._location.name if findings.single else None
+            findings.unfinished = [one for one in adapter.unfinished() if own in (None, one.name)]
         except AccessDenied as error:
             findings.forbid("list uploads", error)
         else:
             findings.allow("list uploads")
-
-
-class Unusable(Exception):
-    """Nothing more can be asked: what is wrong is in the findings."""
 
 
 def _first_byte(store: Store, one: StoredObject) -> None:
