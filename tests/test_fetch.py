@@ -211,7 +211,7 @@ def test_a_file_that_breaks_the_promise_never_gets_its_name(bed: Bed, source: st
     wrong = {"sha256": "0" * 64, "crc64": "17"}[key]
     bed.put(".stager/manifest.json", manifest_of(source, **{WEIGHT: {key: wrong}}))
     line = bed.refused(8, *(["--verify", "sha256"] if key == "sha256" else []))
-    assert f"`{WEIGHT}` has the wrong checksum, twice" in line
+    assert f"`{WEIGHT}` has the wrong checksum, again" in line
     assert WEIGHT not in names_in(bed.dir)
     assert f"{WEIGHT}.part" not in names_in(bed.dir)
     assert bed.oss.bytes_sent(f"*{WEIGHT}") == 2 * os.path.getsize(os.path.join(source, WEIGHT))

@@ -94,13 +94,25 @@ def test_a_corrupt_byte_is_found_and_the_file_fetched_again(bed: Bed, source: st
     same(bed.dir, source)
 
 
+def test_a_line_that_corrupts_one_file_again_and_again_is_outlived(bed: Bed, large: str) -> None:
+    bed.serve(large)
+    name = "model-00001-of-00002.safetensors"
+    for time in range(3):  # another byte each time, of the seven ranges of each reading
+        fault = Fault("corrupt", times=1, skip=7 * time, key_glob=f"r1/{name}", after_bytes=1000 + time)
+        bed.oss.faults.add(fault)
+    done = bed.good("-P", "1")
+    assert bed.oss.faults.counts["corrupt"] == 3
+    assert done["mended"] == 3
+    same(bed.dir, large)
+
+
 def test_what_is_corrupt_twice_never_gets_its_name(bed: Bed, source: str) -> None:
     bed.serve(source)
     name = "model-00002-of-00003.safetensors"
     bed.oss.faults.add(Fault("corrupt", times=None, key_glob=f"r1/{name}"))
     line = bed.refused(8)
     assert name in line
-    assert "wrong checksum, twice" in line
+    assert "wrong checksum, again" in line
     assert not os.path.exists(os.path.join(bed.dir, name))
     assert bed.box.state == "failed"
     bed.oss.faults.clear()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stager.node.parts import Target
     from stager.store.base import Store
 
-_TRIES = 2  # of a file whose checksum does not match: the second from its first byte
+_TRIES = 5  # of a file whose checksum does not match, each from its first byte, as long as each time something else came
 
 
 class _File:
@@ -33,6 +33,7 @@ class _File:
         self.part: PartFile | None = None
         self.begun = False  # the part file is of this version
         self.tries = 0
+        self.wrong: set[int] = set()  # checksums of what came before
         self.done = False
 
 
@@ -147,16 +148,16 @@ class Assembly:
     def finish(self, index: int, checkpoint: Callable[[int], None]) -> None:
         """Prove the whole file `index` and give it its name; or take back what is wrong, so that `missing` names it again.
 
-        Raises `IntegrityError` when it was wrong twice.
+        Raises `IntegrityError` when the same wrong bytes came twice, or wrong ones too often.
         """
         file, task, part = self._files[index], self._tasks[index], self.part(index)
         crc = file.pieces.crc()
         if not self._proven(index, crc):
-            self._take_back(index)
+            self._take_back(index, crc)
             return
         wanted = self._entries[index].sha256
         if self._sha256 and wanted is not None and part.sha256(checkpoint) != wanted.lower():
-            self._take_back(index)
+            self._take_back(index, crc)
             return
         identity = part.finish()
         whole = Whole(task.path, task.size, task.etag, crc, identity.inode, identity.mtime_ns)
@@ -176,14 +177,18 @@ class Assembly:
             claims.add(promised)
         return not claims - {crc}
 
-    def _take_back(self, index: int) -> None:
+    def _take_back(self, index: int, crc: int) -> None:
         file, task = self._files[index], self._tasks[index]
         file.tries += 1
-        if file.tries >= _TRIES:
+        stored_so = (
+            crc in file.wrong
+        )  # the same bytes twice: what is stored is wrong, not what became of it on the way
+        file.wrong.add(crc)
+        if stored_so or file.tries >= _TRIES:
             if file.part is not None:
                 file.part.discard()
             raise IntegrityError(
-                f"`{shown(task.path)}` has the wrong checksum, twice: what `{shown(task.name)}` holds is not what was promised",
+                f"`{shown(task.path)}` has the wrong checksum, again: what `{shown(task.name)}` holds is not what was promised",
                 hint="check the model where it is stored; `stager check` names its state",
             )
         with self._lock:
