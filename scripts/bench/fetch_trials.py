@@ -57,6 +57,7 @@ class Lab:
             key[0],
             "--access-key-secret",
             key[1],
+            "--metadata",
         ]
         for folder, prefix in folders:
             words += ["--serve", f"{folder}={prefix}"]
@@ -70,7 +71,8 @@ class Lab:
         if not line:
             self.__exit__()
             raise Stop("the look-alike server (tests/osslab) does not start; stderr says why")
-        self.endpoint = json.loads(line)["endpoint"]
+        told = json.loads(line)
+        self.endpoint, self._metadata = told["endpoint"], told["metadata"]
 
     def __enter__(self):
         return self
@@ -80,6 +82,19 @@ class Lab:
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
+
+    @contextmanager
+    def role(self):
+        """Processes started meanwhile have the keys of an instance's role, which can be renewed, and no others."""
+        before = dict(os.environ)
+        os.environ.pop("OSS_ACCESS_KEY_ID")
+        os.environ.pop("OSS_ACCESS_KEY_SECRET")
+        os.environ["STAGER_ECS_METADATA_URL"] = self._metadata
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def control(self, method, what, body=None):
         """One request on its control path."""
@@ -246,7 +261,8 @@ def faulty(contest, folder, size):
                 where="oss://bench/faulty",
                 endpoint=lab.endpoint,
             )
-            done = process.run(argv, check=False)
+            with lab.role():
+                done = process.run(argv, check=False)
             struck, sent = lab.control("GET", "counters")["faults"], lab.sent()
         if done.code:
             raise Stop(f"the fetch ended with {done.code}: {_last(done)}")
