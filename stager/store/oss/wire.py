@@ -247,8 +247,8 @@ def _put(wire: http.client.HTTPConnection, name: str, value: str | bytes) -> Non
 class _Body:
     """A body that the kernel puts straight into the caller's memory, a view at a time.
 
-    A socket with a timeout wakes its thread for every few packets, and each time that waits for Python's lock: four connections
-    moved two thirds as much that way.
+    A socket with a timeout wakes its thread for every few packets. Over a link of 8 Gbit/s with packets of 1,500 bytes, four connections took
+    0.38 CPU seconds a GB through http.client's buffer and 0.30 this way; at the speed of memory both were the same.
     """
 
     def __init__(self, sock: socket.socket, response: http.client.HTTPResponse, patience: float) -> None:
