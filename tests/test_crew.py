@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from stager.core.errors import StagerError
+from stager.core.errors import AccessDenied, ResourceRefused, StagerError
 from stager.engine.crew import run_crew
 from tests.harness import environment, until
 
@@ -26,6 +26,8 @@ print("this goes to stderr")
 voice.say({"pid": os.getpid(), "job": job["name"]})
 if job["name"] == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
+if job["name"] == "fails":
+    os._exit(3)
 if job["name"] == "stays":
     def last_words(*_):
         voice.say({"last": "words"})
@@ -68,11 +70,50 @@ def test_a_worker_that_dies_is_an_error_and_the_others_are_ended(worker: str) ->
             worker, [{"name": "stays"}, {"name": "dies"}], lambda _n, message: found.append(message)
         )
 
-    with pytest.raises(StagerError, match="signal 9"):
+    with pytest.raises(ResourceRefused, match="signal 9") as refused:
         anyio.run(main)
+    assert "--processes" in (refused.value.hint or "")
     for message in found:
         if "pid" in message:
             assert not os.path.exists(f"/proc/{message['pid']}")
+
+
+def test_a_worker_that_ends_in_another_way_is_a_bug(worker: str) -> None:
+    with pytest.raises(StagerError, match="exit 3") as failed:
+        heard(worker, "fails")
+    assert failed.value.exit_code == 1
+
+
+def test_an_interpreter_that_cannot_be_run_is_one_clear_error(
+    worker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").write_text("")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(AccessDenied, match=r"worker process cannot be started.*EACCES"):
+        heard(worker, "one")
+
+
+def test_nothing_in_the_current_folder_is_executed(
+    worker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("json.py", "stager.py", "crew_worker.py"):
+        (model / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    monkeypatch.chdir(model)
+    assert [message["job"] for _, message in heard(worker, "one")] == ["one"]
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_worker_that_is_told_to_stop_ends_without_a_word_on_stderr(
+    worker: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            await run_crew(worker, [{"name": "stays"}], lambda _n, _message: scope.cancel())
+
+    anyio.run(main)
+    assert capfd.readouterr().err == "this goes to stderr\n"
 
 
 def test_what_the_listener_raises_comes_out_bare_after_the_workers_have_ended(worker: str) -> None:

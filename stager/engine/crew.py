@@ -13,17 +13,19 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import anyio
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from stager.core.errors import StagerError
+from stager.core.errors import ResourceRefused, StagerError, from_oserror
+from stager.core.units import shown
 
 Message: TypeAlias = dict[str, Any]
 
 _LINE = 64 << 20  # bytes; no message is that long
+_BLOCK = 1 << 16  # bytes; what a pipe holds
 _GRACE_S = 1.5  # for workers to say what they have done after a stop
 
 END: Message = {"end": True}
@@ -42,7 +44,8 @@ async def run_crew(
     `hold` are descriptors that the workers keep open as long as they live: a lock on them outlives this process then.
 
     Returns when every worker has said `END`. Raises what `on_message` raises, and `StagerError` for a worker that ended
-    without: the others are stopped then, and what they say while they stop still reaches `on_message`. So it is when cancelled.
+    without (`ResourceRefused` where it was killed): the others are stopped then, and what they say while they stop still
+    reaches `on_message`. So it is when cancelled.
     """
     failure: list[Exception] = []
     async with anyio.create_task_group() as group:
@@ -63,17 +66,12 @@ async def _serve(
 ) -> None:
     process: Process | None = None
     try:
-        process = await anyio.open_process(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None,
-            pass_fds=hold,
-        )
+        process = await _start(module, hold)
         assert process.stdin is not None
-        await process.stdin.send(json.dumps(job).encode() + b"\n")
+        with suppress(anyio.BrokenResourceError):  # it is dead already: how it died is said below
+            await process.stdin.send(json.dumps(job).encode() + b"\n")
         if not await _listen(number, process, on_message):
-            raise StagerError(f"worker process {number} ended by itself ({_manner(await process.wait())})")
+            raise _ended(number, await process.wait())
     except Exception as exc:  # raised bare by `run_crew`
         failure.append(exc)
         scope.cancel()
@@ -81,6 +79,22 @@ async def _serve(
         if process is not None:
             with anyio.CancelScope(shield=True):
                 await _stop(number, process, on_message)
+
+
+async def _start(module: str, hold: Sequence[int]) -> Process:
+    """A worker. With ``-P`` the current folder is none of the places modules come from: a model may hold a `json.py`."""
+    try:
+        return await anyio.open_process(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None,
+            pass_fds=hold,
+        )
+    except OSError as exc:
+        error = from_oserror(exc, f"a worker process cannot be started: `{shown(sys.executable)}`")
+        error.hint = "`--processes 1` needs no others"
+        raise error from exc
 
 
 async def _listen(number: int, process: Process, on_message: Callable[[int, Message], None]) -> bool:
@@ -112,8 +126,15 @@ async def _stop(number: int, process: Process, on_message: Callable[[int, Messag
     await process.aclose()
 
 
-def _manner(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit {code}"
+def _ended(number: int, code: int) -> StagerError:
+    """The error for a worker that ended with `code` before its job was done."""
+    if code == -signal.SIGKILL:
+        return ResourceRefused(
+            f"worker process {number} was killed (signal 9), probably for want of memory",
+            hint="run it again to go on, with fewer `--processes` or lanes (`-P`), or with more memory",
+        )
+    manner = f"signal {-code}" if code < 0 else f"exit {code}"
+    return StagerError(f"worker process {number} ended by itself ({manner})")
 
 
 class Voice:
@@ -138,12 +159,27 @@ class Voice:
 
 def hear() -> Message:
     """The worker's job. From then on the process is ended by SIGTERM when its stdin ends."""
-    line = sys.stdin.buffer.readline()
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        data = os.read(0, _BLOCK)
+        if not data:
+            raise EOFError("no job")
+        line += data
     job: Message = json.loads(line)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return job
 
 
+def leave(code: int) -> NoReturn:
+    """End the worker now, with exit `code`, whatever its threads are at."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not by `sys.stdin`: a thread that waits in there holds its lock, and the interpreter aborts over that at its end.
+    while os.read(0, _BLOCK):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from stager.core.errors import StagerError, Stopped
 from stager.core.location import Location, Scheme
 from stager.core.model import Span
 from stager.engine import runtime
-from stager.engine.crew import END, Message, Voice, hear
+from stager.engine.crew import END, Message, Voice, hear, leave
 from stager.jobs.downloading import Downloading, Task
 from stager.node.parts import Target
 from stager.node.processes import more_descriptors
@@ -102,4 +101,4 @@ def _tell(download: Downloading) -> Message:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
