@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stager.core.errors import IntegrityError
-from stager.core.manifest import COMPLETE, UPDATING, Manifest
+from stager.core.manifest import COMPLETE, UPDATING, Manifest, Origin
 from stager.core.model import FileEntry
 from stager.core.placement import fault
 from tests.harness import Box
@@ -143,9 +143,15 @@ entries = st.builds(
 )
 
 
-@given(st.text(), st.text(), st.sampled_from([UPDATING, COMPLETE]), st.lists(entries, max_size=5))
-def test_what_is_written_is_read(source: str, revision: str, state: str, files: list[FileEntry]) -> None:
-    manifest = Manifest(source, revision, state, tuple(files))
+globs = st.lists(st.text(max_size=5), max_size=2).map(tuple)
+origins = st.none() | st.builds(Origin, st.text(), globs, globs)
+
+
+@given(st.text(), st.text(), st.sampled_from([UPDATING, COMPLETE]), st.lists(entries, max_size=5), origins)
+def test_what_is_written_is_read(
+    source: str, revision: str, state: str, files: list[FileEntry], origin: Origin | None
+) -> None:
+    manifest = Manifest(source, revision, state, tuple(files), origin)
     raw = manifest.dump(time=1.5, version="1.2")
     assert Manifest.parse(raw) == manifest
     body = json.loads(raw)
@@ -157,3 +163,13 @@ def test_what_is_written_is_read(source: str, revision: str, state: str, files: 
             Manifest.parse(raw).refuse_updating("here")
     else:
         Manifest.parse(raw).refuse_updating("here")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [7, [], {}, {"location": 1}, {"location": "a", "include": "b"}, {"location": "a", "exclude": [1]}],
+)
+def test_an_origin_that_says_nothing_is_none(wrong: object) -> None:
+    body = {"source": "a", "revision": "1", "state": COMPLETE, "files": []}
+    assert Manifest.parse(json.dumps({**body, "fetched": wrong}).encode()).fetched is None
+    assert Manifest.parse(json.dumps({**body, "fetched": {"location": "a"}}).encode()).fetched == Origin("a")

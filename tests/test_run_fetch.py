@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+
+import pytest
 
 from tests.fetchbed import Bed, same
 from tests.harness import Done
 from tests.osslab.faults import Fault
 
 ENGINE = ("--", "sh", "-c", "echo engine $$")
+AWAY = {"OSS_ENDPOINT": "http://127.0.0.1:9"}
 
 
 def run(bed: Bed, *words: str, env: dict[str, str] | None = None) -> Done:
@@ -61,13 +66,45 @@ def test_when_time_runs_out_in_mid_fetch_no_engine_starts(bed: Bed, source: str)
 def test_an_older_whole_copy_starts_when_the_store_is_away(bed: Bed, source: str) -> None:
     bed.serve(source)
     assert run(bed).code == 0
-    away = {"OSS_ENDPOINT": "http://127.0.0.1:9"}
-    done = run(bed, "--timeout", "4s", env=away)
+    done = run(bed, "--timeout", "4s", env=AWAY)
     assert done.out.startswith("engine "), str(done)
     assert "all the same" in done.err
-    done = run(bed, "--timeout", "4s", "--on-failure", "fail", env=away)
+    assert "may be older than what `oss://models/r1` holds now" in done.err
+    done = run(bed, "--timeout", "4s", "--on-failure", "fail", env=AWAY)
     assert done.code in (5, 10), str(done)
     assert not done.out
+
+
+@pytest.mark.parametrize("what", ["location", "selection", "missing", "truncated", "not ours"])
+def test_a_copy_of_something_else_never_starts(bed: Bed, source: str, what: str) -> None:
+    """With the store away, what is in DIR must be what was asked for, and all there."""
+    bed.serve(source)
+    words = ["--exclude", "*.bin"] if what == "selection" else []
+    assert run(bed, *words).code == 0
+    shard, manifest = (
+        Path(bed.dir, "model-00002-of-00003.safetensors"),
+        Path(bed.dir, ".stager/manifest.json"),
+    )
+    if what == "location":
+        bed.url = bed.oss.url("r2")
+    elif what == "missing":
+        shard.unlink()
+    elif what == "truncated":
+        os.truncate(shard, 100)
+    elif what == "not ours":
+        told = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**told, "fetched": None}))
+    done = run(bed, "--timeout", "3s", env=AWAY)
+    assert done.code in (5, 10), str(done)
+    assert "engine" not in done.out
+    assert "the model is not all there" in done.err
+
+
+def test_less_than_what_is_here_starts(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    assert run(bed).code == 0
+    done = run(bed, "--exclude", "*.bin", "--timeout", "3s", env=AWAY)
+    assert done.out.startswith("engine "), str(done)
 
 
 def test_what_contradicts_itself(bed: Bed) -> None:

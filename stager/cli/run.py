@@ -82,7 +82,7 @@ def command(
     source = fetch(*fetched, store, options) if fetched is not None else None
     wanted = RunOptions(
         warm=options,
-        fetched=source.folder if source else None,
+        fetched=source,
         command=command_line,
         start_anyway=on_failure == "start",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stager.core.errors import IntegrityError, UsageError
@@ -20,13 +20,30 @@ _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What the last fetch into a folder was asked for: the location, and the globs."""
+
+    location: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def covers(self, other: Origin) -> bool:
+        """Whether who has this has `other` too: the same, or all of the same location."""
+        return self == other or self == Origin(other.location)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a writer of models promises. `state` is ``complete`` or ``updating``; readers refuse the latter."""
+    """What a writer of models promises. `state` is ``complete`` or ``updating``; readers refuse the latter.
+
+    `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else.
+    """
 
     source: str
     revision: str
     state: str  # UPDATING, COMPLETE
     files: tuple[FileEntry, ...]
+    fetched: Origin | None = None
 
     @staticmethod
     def parse(raw: bytes) -> Manifest:
@@ -36,7 +53,8 @@ class Manifest:
             if not isinstance(body, dict) or not isinstance(body.get("files"), list):
                 raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT)
             files = tuple(_entry(item) for item in body["files"])
-            return Manifest(str(body["source"]), str(body["revision"]), str(body["state"]), files)
+            origin = _origin(body.get("fetched"))
+            return Manifest(str(body["source"]), str(body["revision"]), str(body["state"]), files, origin)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
@@ -51,7 +69,9 @@ class Manifest:
             }
             for entry in self.files
         ]
-        body = {"v": 1, "source": self.source, "revision": self.revision, "state": self.state}
+        body: dict[str, Any] = {"v": 1, "source": self.source, "revision": self.revision, "state": self.state}
+        if self.fetched is not None:
+            body["fetched"] = asdict(self.fetched)
         return (
             json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
         )
@@ -74,6 +94,16 @@ class Manifest:
             elif sizes[entry.path] != entry.size:
                 found.append(Defect(entry.path, f"{sizes[entry.path]} bytes, the manifest says {entry.size}"))
         return tuple(found)
+
+
+def _origin(item: object) -> Origin | None:
+    """What `item` says, None for what says nothing: a manifest is as good without."""
+    if not isinstance(item, dict) or not isinstance(item.get("location"), str):
+        return None
+    globs = [item.get(key, []) for key in ("include", "exclude")]
+    if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in globs):
+        return None
+    return Origin(item["location"], tuple(globs[0]), tuple(globs[1]))
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:

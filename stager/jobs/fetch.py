@@ -182,7 +182,7 @@ class Fetch:
             raise ResourceRefused(
                 refusal, hint="make room, or choose another folder; `--keep-free` says how much must stay"
             )
-        imprint = Imprint(self._target, options.warm.selection)
+        imprint = Imprint(self._target, options)
         superfluous = self._superfluous() if options.mirror else []
         changes = bool(reckoning.tasks or superfluous)
         if changes:

@@ -10,20 +10,21 @@ from stager import __version__
 from stager.core.errors import StagerError
 from stager.core.journal import Journal
 from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
-from stager.jobs.reckoning import read_manifest
+from stager.jobs.reckoning import origin_of, read_manifest
 
 if TYPE_CHECKING:
-    from stager.jobs.options import Selection
+    from stager.jobs.options import FetchOptions
     from stager.jobs.reckoning import Reckoning
     from stager.node.parts import Target
 
 
 class Imprint:
-    """Writes into `target` what a fetch of `selection` has made of it. All methods block."""
+    """Writes into `target` what a fetch with `options` has made of it. All methods block."""
 
-    def __init__(self, target: Target, selection: Selection) -> None:
+    def __init__(self, target: Target, options: FetchOptions) -> None:
         self._target = target
-        self._selection = selection
+        self._selection = options.warm.selection
+        self._origin = origin_of(options)
 
     def begin(self, reckoning: Reckoning) -> None:
         """Say that the folder is being changed: from now on nobody takes it for a model."""
@@ -57,7 +58,8 @@ class Imprint:
             there = (e for e in before.files if e.path in reckoning.names and self._there(e.path))
             entries = {**{entry.path: entry for entry in there}, **entries}
         files = tuple(entries[path] for path in sorted(entries))
-        return Manifest(source, model.manifest.revision if model.manifest else "", state, files)
+        revision = model.manifest.revision if model.manifest else ""
+        return Manifest(source, revision, state, files, self._origin)
 
     def _there(self, path: str) -> bool:
         """Whether a file has this name; what cannot be looked up is nothing of ours."""

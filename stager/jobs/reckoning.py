@@ -11,7 +11,8 @@ from stager.core import formats
 from stager.core.budget import Policy, admit
 from stager.core.errors import IntegrityError, MustRestore, NotFound, StagerError, UsageError
 from stager.core.journal import Whole
-from stager.core.manifest import COMPLETE, Manifest
+from stager.core.location import Scheme
+from stager.core.manifest import COMPLETE, Manifest, Origin
 from stager.core.manifest import PATH as MANIFEST_PATH
 from stager.core.model import Defect
 from stager.core.placement import place
@@ -23,6 +24,7 @@ from stager.jobs.downloading import Task
 from stager.jobs.options import Verify
 from stager.jobs.remote import Ranges
 from stager.node.files import opened
+from stager.node.parts import Target
 
 if TYPE_CHECKING:
     from stager.core.journal import Journal
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from stager.jobs.options import FetchOptions
     from stager.jobs.remote import Model
     from stager.node.memory import Gauge
-    from stager.node.parts import Target
     from stager.store.base import Store, StoredObject
 
 _LOOKERS = 8
@@ -45,10 +46,32 @@ def read_manifest(folder: str) -> Manifest | None:
         return None
 
 
-def is_whole(folder: str) -> bool:
-    """Whether a fetch into `folder` was finished, this time or before, and none has begun to change it since."""
-    manifest = read_manifest(folder)
-    return manifest is not None and manifest.state == COMPLETE
+def origin_of(options: FetchOptions) -> Origin:
+    """What a fetch with `options` is asked for, as its manifest says it."""
+    source, selection = options.source, options.warm.selection
+    location = os.path.realpath(source.prefix) if source.scheme is Scheme.FILE else str(source)
+    return Origin(location, selection.include, selection.exclude)
+
+
+def is_whole(options: FetchOptions) -> bool:
+    """Whether the folder has all that `options` ask for, as a fetch, this or an earlier one, has finished it. The store is not asked.
+
+    The manifest must be of the same location and selection, and name files that are all there with their sizes. Blocks.
+    """
+    manifest, asked = read_manifest(options.folder), origin_of(options)
+    if manifest is None or manifest.state != COMPLETE:
+        return False
+    if manifest.fetched is None or not manifest.fetched.covers(asked):
+        return False
+    target = Target(options.folder)
+    try:
+        wanted = [one for one in manifest.files if selected(one.path, asked.include, asked.exclude)]
+        found = ((one.size, target.stat(one.path)) for one in wanted)
+        return bool(wanted) and all(there is not None and there.size == size for size, there in found)
+    except StagerError:
+        return False
+    finally:
+        target.close()
 
 
 @dataclass

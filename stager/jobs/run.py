@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from stager.core.errors import (
+    AnswerNo,
     DeadlineExceeded,
     IntegrityError,
+    MountDropsPages,
     NotFound,
     StagerError,
     Stopped,
@@ -29,10 +31,14 @@ from stager.node import notify
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
-    from stager.jobs.options import WarmOptions
+    from stager.jobs.options import FetchOptions, WarmOptions
 
 # The engine could not load such a model either, or was never meant to start: no --on-failure changes that.
 _FINAL = (UsageError.exit_code, NotFound.exit_code, IntegrityError.exit_code)
+_WARM_ONLY = (
+    AnswerNo.exit_code,
+    MountDropsPages.exit_code,
+)  # no fetch ends so: the files came, and are proven
 _WIND_DOWN_S = (
     2.0  # from the warm run's own deadline to ours: it writes its marker and summary in well under one
 )
@@ -44,11 +50,11 @@ WarmRun = Callable[["WarmOptions", Release], int]
 class RunOptions:
     """What to warm, what to become, and whether a failed warm run keeps us from becoming it.
 
-    `fetched` is the folder that the model is fetched into first: without a whole model in it nothing is started.
+    `fetched` is what is fetched first: without all of it in its folder nothing is started.
     """
 
     warm: WarmOptions
-    fetched: str | None = None
+    fetched: FetchOptions | None = None
     command: tuple[str, ...]
     start_anyway: bool = True
 
@@ -136,15 +142,17 @@ class _Launch:
         code = self._give_up(outcome) if outcome.exit_code is None else outcome.exit_code
         if code == 0:
             return None
-        what = "warming" if self._options.fetched is None else "fetching"
+        fetched = self._options.fetched
+        what = "warming" if fetched is None or code in _WARM_ONLY else "fetching"
         after = f"{what} {_manner(outcome)} after {format_duration(outcome.elapsed)}"
-        if self._options.fetched is not None and not is_whole(self._options.fetched):
+        if fetched is not None and not is_whole(fetched):
             self._warn("not_started", f"{after}, the model is not all there: `{self._name}` is not started")
             return code
         if code in _FINAL or not self._options.start_anyway:
             self._warn("not_started", f"{after}: `{self._name}` is not started")
             return code
-        self._warn("warm_failed", f"{after}: starting `{self._name}` all the same")
+        on = "" if fetched is None or code in _WARM_ONLY else _older(fetched)
+        self._warn("warm_failed", f"{after}: starting `{self._name}` all the same{on}")
         return None
 
     def _name_stuck(self, outcome: Outcome) -> None:
@@ -182,6 +190,13 @@ class _Launch:
             notify.sd_notify(status=error.message)
             self.close()
             raise
+
+
+def _older(fetched: FetchOptions) -> str:
+    return (
+        f", on the copy that is in `{shown(fetched.folder)}`: it may be older than what "
+        f"`{shown(str(fetched.source))}` holds now"
+    )
 
 
 def _manner(outcome: Outcome) -> str:
