@@ -136,3 +136,22 @@ def test_a_worker_that_is_killed_ends_the_fetch_and_the_next_goes_on(bed: Bed, l
     assert not bed.box.ready()
     assert bed.fetch().code == 0
     same(bed.dir, large)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_in_mid_range_keeps_what_was_written(bed: Bed, large: str, processes: int) -> None:
+    bed.serve(large)
+    rate = str(12 * MIB * processes)
+    running = bed.start("-P", "2", "--no-adapt", "--processes", str(processes), "--max-rate", rate)
+    until(lambda: written(bed) >= 8 * MIB, "two pieces")
+    workers = children_of(running.pid)
+    running.signal(signal.SIGKILL)
+    running.process.wait(10)
+    until(lambda: gone(workers), "the end of the workers", 10)
+    known = written(bed)
+    lines = Path(bed.dir, ".stager", "fetch.journal").read_text().splitlines()
+    pieces = [json.loads(line)[4] for line in lines if line.startswith('["done"') and line.endswith("]")]
+    assert max(pieces) < RANGE / 2
+    done = summary(bed.fetch("--json"))
+    assert done["resumed"] + done["already"] == known
+    same(bed.dir, large)

@@ -77,6 +77,17 @@ def test_a_slow_replica_is_left_and_its_range_taken_over(bed: Bed, large: str) -
     same(bed.dir, large)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_descriptors_do_not_grow_with_the_number_of_files(bed: Bed, processes: int) -> None:
+    for number in range(600):
+        bed.put(f"part-{number:03}.json", b"%d" % number * 40)
+    few = ["prlimit", "--nofile=128:128", "--"]
+    done = bed.fetch("--json", "--processes", str(processes), "-P", "16", before=few)
+    assert done.code == 0, str(done)
+    for number in range(600):
+        assert Path(bed.dir, f"part-{number:03}.json").read_bytes() == b"%d" % number * 40
+
+
 def in_a_network_of_its_own(body: Callable[[], None]) -> None:
     """Run `body` in a thread whose sockets and children see only a network with `SERVER` and `CARDS`."""
     failure: list[BaseException] = []

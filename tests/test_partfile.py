@@ -19,6 +19,7 @@ from stager.core.errors import LocalIOError, ResourceRefused, StagerError
 from stager.core.journal import Begun, Done, Journal, Whole
 from stager.core.pieces import Piece, Pieces
 from stager.node import syscalls
+from stager.node.partfile import OpenParts
 from stager.node.parts import Target
 from tests.harness import MIB, ROOT, mounted, until
 
@@ -306,6 +307,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one_and_nothing_else(tmp_path: Pa
 APPENDER = """
 import sys
 from stager.core.journal import Begun
+from stager.node.partfile import OpenParts
 from stager.node.parts import Target
 target = Target(sys.argv[1])
 print("up", flush=True)
@@ -497,3 +499,41 @@ def test_closed_it_has_nothing_open(target: Target) -> None:
     target.close()
     assert _open_descriptors() == before
     shutil.rmtree(target.folder)
+
+
+@pytest.mark.parametrize("meddle", ["removed", "emptied", "linked"])
+def test_a_part_file_that_somebody_meddled_with_is_not_begun_anew(tmp_path: Path, meddle: str) -> None:
+    target = Target(str(tmp_path / "m"))
+    target.prepare()
+    target.part("a", 5, fresh=True).close()
+    target.part_again("a", 5).close()
+    part = tmp_path / "m" / "a.part"
+    if meddle == "removed":
+        part.unlink()
+    elif meddle == "emptied":
+        part.write_bytes(b"")
+    else:
+        os.link(part, tmp_path / "other")
+    with pytest.raises(LocalIOError, match="changed or removed by somebody else"):
+        target.part_again("a", 5)
+    target.close()
+
+
+def test_part_files_are_open_while_they_are_used_and_no_longer(tmp_path: Path) -> None:
+    target = Target(str(tmp_path / "m"))
+    target.prepare()
+    before = len(os.listdir("/proc/self/fd"))
+    some = OpenParts(lambda index: target.part(f"f{index}", 5, fresh=True))
+    with some.use(0) as one, some.use(0) as same, some.use(1) as other:
+        assert one is same
+        assert one is not other
+        one.write(memoryview(b"12345"), 0)
+        assert len(os.listdir("/proc/self/fd")) >= before + 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the folder's own
+    with pytest.raises(StagerError, match="closed"):
+        one.write(memoryview(b"12345"), 0)
+    with some.use(1) as again:
+        some.close()
+        with pytest.raises(StagerError, match="closed"):
+            again.write(memoryview(b"12345"), 0)
+    target.close()

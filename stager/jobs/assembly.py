@@ -12,8 +12,11 @@ from stager.core.journal import Begun, Done, Whole
 from stager.core.pieces import Piece, Pieces
 from stager.core.ranges import Missing
 from stager.core.units import shown
+from stager.node.partfile import OpenParts
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from stager.core.journal import Part
     from stager.core.model import FileEntry
     from stager.jobs.downloading import Task
@@ -29,8 +32,7 @@ class _File:
 
     def __init__(self, size: int) -> None:
         self.pieces = Pieces(size)
-        self.answers: dict[int, int | None] = {}  # by offset, the CRC of the object that the answer claimed
-        self.part: PartFile | None = None
+        self.answers: set[int] = set()  # the CRCs of the object that answers claimed
         self.begun = False  # the part file is of this version
         self.tries = 0
         self.wrong: set[int] = set()  # checksums of what came before
@@ -59,6 +61,7 @@ class Assembly:
         self._sha256 = sha256
         self._claimed = target.read_journal().parts
         self._files = [_File(task.size) for task in tasks]
+        self._parts = OpenParts(self._open)
         self._lock = threading.Lock()
         self._ready: deque[int] = deque()
         self.finished: dict[int, Whole] = {}
@@ -71,9 +74,10 @@ class Assembly:
             known = self._claim(task)
             if known is None or not known.pieces:
                 continue
-            for piece in self.part(index).check(known.pieces, checkpoint):
+            with self.part(index) as part:
+                proven = part.check(known.pieces, checkpoint)
+            for piece in proven:
                 self._files[index].pieces.add(piece)
-                self._files[index].answers[piece.offset] = None
                 self.resumed += piece.length
             if self._files[index].pieces.whole:
                 self._ready.append(index)
@@ -109,24 +113,25 @@ class Assembly:
 
     # `Parts`, called by lanes
 
-    def part(self, index: int) -> PartFile:
-        """The open part file of task `index`, begun in the journal when it is new."""
+    def part(self, index: int) -> AbstractContextManager[PartFile]:
+        """The part file of task `index`, open within ``with``; begun in the journal when it is new."""
+        return self._parts.use(index)
+
+    def _open(self, index: int) -> PartFile:
         file, task = self._files[index], self._tasks[index]
-        if file.part is not None:
-            return file.part
-        with self._lock:
-            if file.part is None:
-                fresh = not file.begun and (bool(file.tries) or self._claim(task) is None)
-                if fresh:
-                    self._target.append(Begun(task.path, task.size, task.etag))
-                file.part = self._target.part(task.path, task.size, fresh=fresh)
-                file.begun = True
-            return file.part
+        if file.begun:
+            return self._target.part_again(task.path, task.size)
+        fresh = bool(file.tries) or self._claim(task) is None
+        if fresh:
+            self._target.append(Begun(task.path, task.size, task.etag))
+        part = self._target.part(task.path, task.size, fresh=fresh)
+        file.begun = True
+        return part
 
     def prepare(self, index: int) -> None:
         """Make the part file of task `index` without keeping it open: other processes write it."""
-        self.part(index).close()
-        self._files[index].part = None
+        with self.part(index):
+            pass
 
     @property
     def locks(self) -> tuple[int, ...]:
@@ -138,7 +143,8 @@ class Assembly:
         file, task = self._files[index], self._tasks[index]
         with self._lock:
             file.pieces.add(piece)
-            file.answers[piece.offset] = crc64
+            if crc64 is not None:
+                file.answers.add(crc64)
             self._target.append(Done(task.path, task.etag, piece))
             if file.pieces.whole:
                 self._ready.append(index)
@@ -150,26 +156,31 @@ class Assembly:
 
         Raises `IntegrityError` when the same wrong bytes came twice, or wrong ones too often.
         """
-        file, task, part = self._files[index], self._tasks[index], self.part(index)
+        with self.part(index) as part:
+            self._finish(index, part, checkpoint)
+
+    def _finish(self, index: int, part: PartFile, checkpoint: Callable[[int], None]) -> None:
+        file, task = self._files[index], self._tasks[index]
         crc = file.pieces.crc()
         if not self._proven(index, crc):
-            self._take_back(index, crc)
+            self._take_back(index, part, crc)
             return
         wanted = self._entries[index].sha256
         if self._sha256 and wanted is not None and part.sha256(checkpoint) != wanted.lower():
-            self._take_back(index, crc)
+            self._take_back(index, part, crc)
             return
         identity = part.finish()
         whole = Whole(task.path, task.size, task.etag, crc, identity.inode, identity.mtime_ns)
         self._target.append(whole)
         with self._lock:
-            file.done, file.part = True, None
+            file.done = True
+            file.pieces.clear()  # a terabyte has a quarter of a million of them
             self.finished[index] = whole
 
     def _proven(self, index: int, crc: int) -> bool:
         """Whether `crc` is what the manifest and the store say. Where nobody says anything, nothing speaks against it."""
         file, promised = self._files[index], self._entries[index].crc64
-        claims = {claim for claim in file.answers.values() if claim is not None}
+        claims = set(file.answers)
         if claims - {crc} or not claims:  # an answer may be wrong by itself: ask once more
             stated = self._store.head(self._tasks[index].name).crc64
             claims = {stated} if stated is not None else set()
@@ -177,7 +188,7 @@ class Assembly:
             claims.add(promised)
         return not claims - {crc}
 
-    def _take_back(self, index: int, crc: int) -> None:
+    def _take_back(self, index: int, part: PartFile, crc: int) -> None:
         file, task = self._files[index], self._tasks[index]
         file.tries += 1
         stored_so = (
@@ -185,23 +196,17 @@ class Assembly:
         )  # the same bytes twice: what is stored is wrong, not what became of it on the way
         file.wrong.add(crc)
         if stored_so or file.tries >= _TRIES:
-            if file.part is not None:
-                file.part.discard()
+            part.discard()
             raise IntegrityError(
                 f"`{shown(task.path)}` has the wrong checksum, again: what `{shown(task.name)}` holds is not what was promised",
                 hint="check the model where it is stored; `stager check` names its state",
             )
         with self._lock:
             self.mended += 1
-            if file.part is not None:
-                file.part.close()
-            file.part, file.begun = None, False
+            file.begun = False
             file.answers.clear()
             file.pieces.clear()
 
     def close(self) -> None:
         """Close what is open; the part files and the journal stay for the next run."""
-        for file in self._files:
-            if file.part is not None:
-                file.part.close()
-                file.part = None
+        self._parts.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,14 @@ from stager.core.model import Span
 from stager.engine import runtime
 from stager.engine.crew import END, Message, Voice, hear, leave
 from stager.jobs.downloading import Downloading, Task
+from stager.node.partfile import OpenParts
 from stager.node.parts import Target
 from stager.node.processes import more_descriptors
 from stager.store.opening import StoreOptions
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from stager.core.pieces import Piece
     from stager.node.partfile import PartFile
 
@@ -24,21 +26,19 @@ _TICK_S = 0.25
 
 
 class _Parts:
-    """The part files, opened here too; what is written is told to the process that keeps the journal."""
+    """The part files, opened here again; what is written is told to the process that keeps the journal."""
 
     def __init__(self, folder: str, tasks: list[Task], voice: Voice) -> None:
         self._target = Target(folder)
         self._tasks = tasks
         self._voice = voice
-        self._open: dict[int, PartFile] = {}
-        self._lock = threading.Lock()
+        self._open = OpenParts(self._again)
 
-    def part(self, index: int) -> PartFile:
-        with self._lock:
-            if index not in self._open:
-                task = self._tasks[index]
-                self._open[index] = self._target.part(task.path, task.size, fresh=False)
-            return self._open[index]
+    def part(self, index: int) -> AbstractContextManager[PartFile]:
+        return self._open.use(index)
+
+    def _again(self, index: int) -> PartFile:
+        return self._target.part_again(self._tasks[index].path, self._tasks[index].size)
 
     def add(self, index: int, piece: Piece, crc64: int | None) -> None:
         self._voice.say({"piece": [index, piece.offset, piece.length, piece.crc, crc64]})

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +23,8 @@ from stager.engine.pace import Controller, PaceReport
 from stager.store.opening import open_store
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from stager.core.location import Location
     from stager.core.model import Span
     from stager.node.partfile import PartFile
@@ -40,6 +43,8 @@ _STALE_ANSWERS = (
     20  # 412s in a row about an object that is what it was, before that is believed to be an error
 )
 _PAUSE_S = 0.1
+_NOTED = 4 << 20  # bytes between two lines in the journal, of one lane; a killed run loses that much
+_NOTED_S = 5.0  # and as much time, on a slow line
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,14 @@ class Task:
 class Parts(Protocol):
     """Where the bytes go."""
 
-    def part(self, index: int) -> PartFile:
-        """The open part file of task `index`; may be called from any thread, and often."""
+    def part(self, index: int) -> AbstractContextManager[PartFile]:
+        """The part file of task `index`, open within ``with``. From any thread, by several at once."""
 
     def add(self, index: int, piece: Piece, crc64: int | None) -> None:
-        """`piece` is written; the answer it came with said that the whole object has this CRC. From any thread."""
+        """`piece` is written. From any thread.
+
+        `crc64` comes with the last piece of an answer: what that said of the whole object. None with the others, or where it said nothing.
+        """
 
 
 class Download(Protocol):
@@ -150,6 +158,50 @@ class Line:
         """Give the connection back."""
         self._close(self)
         self.reader.close()
+
+
+class _Trail:
+    """What one answer has brought so far: written, and noted piece by piece, so that a kill costs a few megabytes in each lane."""
+
+    def __init__(
+        self, part: PartFile, start: int, add: Callable[[Piece, int | None], None], *, keep: bool
+    ) -> None:
+        self._part = part
+        self._add = add
+        self._keep = keep
+        self._dropped = self._start = self._position = start
+        self._crc = 0
+        self._noted_at = time.monotonic()
+
+    def write(self, view: memoryview) -> None:
+        """The next bytes."""
+        self._part.write(view, self._position)
+        self._crc = crc64(view, self._crc)
+        self._position += len(view)
+
+    def note_now_and_then(self) -> None:
+        """Note what was written since the last time, when that is enough or long ago."""
+        length = self._position - self._start
+        if length >= _NOTED or (length and time.monotonic() - self._noted_at >= _NOTED_S):
+            self._drop(self._start)  # what was noted the last time has been on its way to the disk since
+            self._note(None)
+
+    def end(self, answered: int | None) -> None:
+        """Note the rest; `answered` is what the answer said of the whole object's CRC."""
+        if self._position > self._start:
+            self._note(answered)
+        self._drop(self._position)
+
+    def _note(self, answered: int | None) -> None:
+        piece = Piece(self._start, self._position - self._start, self._crc)
+        self._part.flush(piece.offset, piece.length)
+        self._start, self._crc, self._noted_at = piece.end, 0, time.monotonic()
+        self._add(piece, answered)
+
+    def _drop(self, end: int) -> None:
+        if not self._keep and end > self._dropped:
+            self._part.drop(self._dropped, end - self._dropped)
+            self._dropped = end
 
 
 class Downloading:
@@ -265,19 +317,23 @@ class Downloading:
     def _read(self, lease: Lease, line: Line, checkpoint: Checkpoint) -> None:
         """One range: read, written, its CRC taken on the way. What was written counts, however the read ended."""
         self._local.checkpoint = checkpoint
-        task, part = self._tasks[lease.span.index], self._parts.part(lease.span.index)
-        start, crc, answered = lease.position, 0, None
+        with self._parts.part(lease.span.index) as part:
+            self._read_into(part, lease, line, checkpoint)
+
+    def _read_into(self, part: PartFile, lease: Lease, line: Line, checkpoint: Checkpoint) -> None:
+        task, start, answered = self._tasks[lease.span.index], lease.position, None
+        length = lease.take(lease.end - start)  # all of it: a request cannot be cut
+        trail = _Trail(part, start, partial(self._parts.add, lease.span.index), keep=task.keep)
 
         def sink(view: memoryview) -> None:
-            nonlocal crc
             size = len(view)
-            part.write(view, lease.position)
-            crc = crc64(view, crc)
+            trail.write(view)
             lease.advance(size, keep=True)
             line.moved += size
+            if lease.position < start + length:  # the last piece waits for what the answer says
+                trail.note_now_and_then()
             checkpoint(size)
 
-        length = lease.take(lease.end - start)  # all of it: a request cannot be cut
         line.begin()
         try:
             answered = line.reader.read(task.name, start, length, sink, etag=task.etag).crc64
@@ -289,8 +345,7 @@ class Downloading:
             raise LeaseReturned from None
         finally:
             line.end()
-            if lease.position > start:
-                self._written(lease, start, crc, answered)
+            trail.end(answered)
 
     def _answered(self, line: Line, length: int) -> None:
         rate = line.end()
@@ -298,15 +353,6 @@ class Downloading:
         if length >= _TELLING:
             with self._lock:
                 self._usual.append(rate)
-
-    def _written(self, lease: Lease, start: int, crc: int, answered: int | None) -> None:
-        index, length = lease.span.index, lease.position - start
-        part = self._parts.part(index)
-        if self._tasks[index].keep:
-            part.flush(start, length)
-        else:
-            part.drop(start, length)
-        self._parts.add(index, Piece(start, length, crc), answered)
 
     def _doubt(self, index: int) -> None:
         """The store says that an object has changed. Raise `ObjectChanged` when it really has."""

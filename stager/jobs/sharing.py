@@ -11,6 +11,7 @@ from stager.core import errors
 from stager.core.location import Location
 from stager.core.pieces import Piece
 from stager.core.ranges import deal
+from stager.engine import runtime
 from stager.engine.crew import Message, run_crew
 from stager.engine.pace import PaceReport
 from stager.store.opening import StoreOptions
@@ -99,9 +100,12 @@ class Shared:
 
     async def run(self) -> None:
         """Fetch everything; see `stager.jobs.downloading.Download`."""
+        await runtime.in_thread("making part files", self._prepare)
+        await run_crew(_MODULE, self._jobs, self._hear, hold=self._parts.locks)
+
+    def _prepare(self) -> None:
         for index in self._indexes:
             self._parts.prepare(index)
-        await run_crew(_MODULE, self._jobs, self._hear, hold=self._parts.locks)
 
     def pace(self) -> PaceReport:
         """What the workers found, added up."""

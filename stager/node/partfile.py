@@ -52,6 +52,54 @@ def blocks(
         checkpoint(count)
 
 
+class OpenParts:
+    """Part files by number, each open as long as somebody uses it: a model may have more files than a process has descriptors."""
+
+    def __init__(self, opener: Callable[[int], PartFile]) -> None:
+        """`opener` is called by the first of a file's users, whatever is done to other files meanwhile."""
+        self._opener = opener
+        self._lock = threading.Lock()
+        self._open: dict[int, _Used] = {}
+
+    @contextmanager
+    def use(self, index: int) -> Iterator[PartFile]:
+        """The part file, which the last of its users closes. Raises what the opener raises."""
+        with self._lock:
+            used = self._open.setdefault(index, _Used())
+            used.users += 1
+        try:
+            with used.lock:
+                if used.part is None:
+                    used.part = self._opener(index)
+            yield used.part
+        finally:
+            with self._lock:
+                used.users -= 1
+                last = not used.users and self._open.get(index) is used
+                if last:
+                    del self._open[index]
+            if last and used.part is not None:
+                used.part.close()
+
+    def close(self) -> None:
+        """Close them all, each at the latest when a write that is under way has ended."""
+        with self._lock:
+            left = list(self._open.values())
+            self._open.clear()
+        for used in left:
+            if used.part is not None:
+                used.part.close()
+
+
+class _Used:
+    """One file of `OpenParts`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.part: PartFile | None = None
+        self.users = 0
+
+
 class PartFile:
     """The part file open as `fd`, of `size` bytes and the final name `path`. Disjoint stretches may be written from several threads.
 

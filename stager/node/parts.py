@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from stager.core import journal as journal_text
 from stager.core.checksum import crc64
-from stager.core.errors import LocalIOError
+from stager.core.errors import LocalIOError, NotFound
 from stager.core.journal import Journal, Record
 from stager.core.model import FileIdentity
 from stager.core.units import shown
@@ -230,6 +230,29 @@ class Target:
             except BaseException:
                 os.close(fd)
                 raise
+
+        return self._part_file(fd, path, size)
+
+    def part_again(self, path: str, size: int) -> PartFile:
+        """The part file that `part` has made, opened once more. Raises `LocalIOError` when it is not that any more."""
+        name = f"{path}{PART}"
+        try:
+            with _named(f"{self.folder}/{name}"):
+                fd = self._below.open(name, os.O_RDWR)
+        except NotFound:
+            pass
+        else:
+            found = os.fstat(fd)
+            if (found.st_size, found.st_nlink) == (size, 1):
+                return self._part_file(fd, path, size)
+            os.close(fd)
+        raise LocalIOError(
+            f"`{shown(self.folder)}/{shown(name)}` was changed or removed by somebody else while it was being fetched",
+            hint="run it again once nobody else writes there",
+        )
+
+    def _part_file(self, fd: int, path: str, size: int) -> PartFile:
+        name = f"{path}{PART}"
 
         def name_it() -> None:
             self.stat(path)  # a symlink, a device or a folder keeps its name
