@@ -23,13 +23,13 @@ from tests.osslab import checksum
 from tests.osslab.fixtures import Oss
 
 RANGE = 16 * MIB  # the smallest range of a fetch: what small models are cut into
-_MEMORY = "/dev/shm"
+MEMORY = "/dev/shm"
 _OWN = ".stager"
 
 
 def in_memory() -> str:
     """A new folder, in memory where that is possible. The caller removes it."""
-    return tempfile.mkdtemp(prefix="stager-source-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+    return tempfile.mkdtemp(prefix="stager-source-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
 
 
 def random_file(path: str, size: int) -> str:

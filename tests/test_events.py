@@ -111,6 +111,7 @@ FETCHED = FetchSummary(
     processes=1,
     verified="crc64",
     unproven=0,
+    trusted=0,
     retried=3,
     replaced=1,
     mended=0,
@@ -171,7 +172,9 @@ SAMPLES: dict[str, Event] = {
         sections=(("files", ("17 files, 64.0 GiB", "safetensors, complete")), ("memory", ("fits",))),
     ),
     "fetch": FETCHED,
-    "fetch-again": replace(FETCHED, fetched=0, resumed=0, already=64 * GIB, retried=0, replaced=0),
+    "fetch-again": replace(
+        FETCHED, fetched=0, resumed=0, already=64 * GIB, retried=0, replaced=0, trusted=163
+    ),
     "fetch-unfinished": replace(FETCHED, complete=False, reason="run it again to go on"),
     "fetch-unproven": replace(FETCHED, verified="", unproven=17, processes=4, mended=1, removed=2),
     "fetch-forecast": FetchForecast(

@@ -6,14 +6,27 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fetchbed import Bed, manifest_of, names_in, random_file, read_manifest, same, size_of, summary
-from tests.harness import MIB, Cgroup, Running, cold, files_below, mounted, resident
+from tests.fetchbed import (
+    MEMORY,
+    Bed,
+    in_memory,
+    manifest_of,
+    names_in,
+    random_file,
+    read_manifest,
+    same,
+    size_of,
+    summary,
+)
+from tests.harness import MIB, Cgroup, Running, cold, command, environment, files_below, mounted, resident
 from tests.osslab.faults import Fault
 
 WEIGHT = "model-00002-of-00003.safetensors"
@@ -90,7 +103,7 @@ def test_the_second_run_downloads_nothing(bed: Bed, source: str) -> None:
     bed.forget()
     done = bed.fetch()
     assert done.code == 0
-    assert "nothing downloaded" in done.out.splitlines()[0]
+    assert done.out.splitlines()[0].endswith("nothing downloaded, verified by crc64 before")
     assert bed.oss.bytes_sent("*.safetensors") == bed.oss.bytes_sent("*.bin") == 0
     assert bed.sent <= os.path.getsize(os.path.join(source, INDEX))
     assert bed.box.state == "ready"
@@ -105,7 +118,9 @@ def test_only_what_is_missing_or_new_is_downloaded(bed: Bed, source: str) -> Non
     os.unlink(os.path.join(bed.dir, WEIGHT))
     bed.put("extra/new.bin", os.urandom(MIB))
     bed.forget()
-    assert bed.good()["fetched"] == os.path.getsize(os.path.join(source, WEIGHT)) + MIB
+    found = bed.good()
+    assert (found["files"], found["trusted"]) == (11, 9)
+    assert found["fetched"] == os.path.getsize(os.path.join(source, WEIGHT)) + MIB
     assert bed.oss.bytes_sent("*-00001-*") == 0
     assert sorted({*names_in(source), "extra/new.bin"}) == names_in(bed.dir)
 
@@ -128,6 +143,7 @@ def test_a_dry_run_writes_nothing(bed: Bed, source: str) -> None:
     before, marker = tree(bed.dir), bed.box.read_marker()
     random_file(bed.box.path("model", "old.bin"), 10)
     before = tree(bed.dir)
+    assert "remove" not in bed.fetch("--dry-run").out
     done = bed.fetch("--mirror", "--dry-run")
     assert "remove  old.bin\n" in done.out
     weights = sum(os.path.getsize(path) for path in files_below(source) if path.endswith(".safetensors"))
@@ -205,6 +221,25 @@ def test_a_manifest_names_the_model(bed: Bed, source: str) -> None:
     assert all(len(one["sha256"]) == 64 and one["crc64"] for one in told.values())
 
 
+def test_sha256_is_proven_for_files_that_are_here_already(bed: Bed, source: str) -> None:
+    """Once: afterwards the record says so. A file that breaks the promise is fetched again, and then refused."""
+    bed.serve(source)
+    bed.put(".stager/manifest.json", manifest_of(source))
+    assert bed.good()["verified"] == "crc64"
+    found = bed.good("--verify", "sha256")
+    assert (found["fetched"], found["verified"], found["trusted"]) == (0, "sha256", 0)
+    found = bed.good("--verify", "sha256")
+    assert (found["fetched"], found["verified"], found["trusted"]) == (0, "sha256", 10)
+    os.unlink(os.path.join(bed.dir, WEIGHT))
+    assert bed.good("--verify", "sha256")["trusted"] == 9
+    assert bed.good("--verify", "sha256")["trusted"] == 10, "proven when it was fetched"
+    bed.put(".stager/manifest.json", manifest_of(source, **{WEIGHT: {"sha256": "0" * 64}}))
+    bed.forget()
+    assert f"`{WEIGHT}` has the wrong checksum" in bed.refused(8, "--verify", "sha256")
+    assert bed.oss.bytes_sent(f"*{WEIGHT}") >= os.path.getsize(os.path.join(source, WEIGHT))
+    assert not bed.box.ready(bed.dir)
+
+
 @pytest.mark.parametrize("key", ["sha256", "crc64"])
 def test_a_file_that_breaks_the_promise_never_gets_its_name(bed: Bed, source: str, key: str) -> None:
     bed.serve(source)
@@ -262,7 +297,7 @@ def test_the_right_content_from_another_tool_is_not_downloaded_again(bed: Bed, s
     bed.serve(source)
     copy(source, bed.dir)
     found = bed.good()
-    assert (found["fetched"], found["already"]) == (0, size_of(source))
+    assert (found["fetched"], found["already"], found["trusted"]) == (0, size_of(source), 0)
     assert bed.oss.bytes_sent("*.safetensors") == 0
     assert bed.box.state == "ready"
 
@@ -399,11 +434,76 @@ def test_a_mirror_removes_what_the_source_has_not_and_nothing_else(bed: Bed, sou
     assert bed.box.ready(bed.dir)
 
 
+def test_a_mirror_of_a_folder_that_no_fetch_has_filled(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    mine = random_file(os.path.join(bed.dir, "mine.bin"), 100)
+    before = tree(bed.dir)
+    for words in (["--mirror"], ["--mirror", "--dry-run"]):
+        assert "which no fetch has filled" in bed.refused(2, *words)
+        assert tree(bed.dir) == before
+    own = os.path.join(bed.dir, ".stager", "manifest.json")
+    os.mkdir(os.path.dirname(own))
+    Path(own).write_bytes(manifest_of(source))  # of whoever wrote the model here
+    assert "which no fetch has filled" in bed.refused(2, "--mirror")
+    shutil.rmtree(os.path.dirname(own))
+    os.unlink(mine)
+    bed.good("--mirror")  # an empty folder has nothing to lose
+    same(bed.dir, source)
+    random_file(mine, 100)
+    assert bed.good("--mirror")["removed"] == 1
+
+
+@pytest.mark.parametrize("verb", [("fetch",), ("run", "--fetch")])
+@pytest.mark.parametrize("empty", ["SOURCE", "DIR"])
+def test_an_unset_variable_is_no_folder(bed: Bed, source: str, verb: tuple[str, ...], empty: str) -> None:
+    bed.serve(source)
+    mine = random_file(bed.box.path("here", "mine.bin"), 100)
+    where = ("", bed.dir) if empty == "SOURCE" else (bed.url, "")
+    words = ("--mirror", *(("--", "echo", "engine") if verb[0] == "run" else ()))
+    line = (
+        command(*verb, *where, *words, "--marker", bed.box.marker)
+        if verb[0] == "fetch"
+        else command(*verb, *where, *words)
+    )
+    done = subprocess.run(
+        line,
+        env=environment(**bed.oss.env()),
+        cwd=os.path.dirname(mine),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert ("DIR is empty" if empty == "DIR" else "is not a path") in done.stderr
+    assert "engine" not in done.stdout
+    assert os.listdir(os.path.dirname(mine)) == ["mine.bin"]
+
+
+def test_files_that_the_source_no_longer_has_are_told(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    done = bed.fetch("--json")
+    assert not [note for note in done.all("note") if note["code"] == "obsolete"], str(done)
+    size = os.path.getsize(random_file(os.path.join(bed.dir, "model-00001-of-00001.safetensors"), 2 * MIB))
+    random_file(os.path.join(bed.dir, "unfinished.part"), 100)
+    done = bed.fetch("--json", "--allow-incomplete")
+    (note,) = [note for note in done.all("note") if note["code"] == "obsolete"]
+    assert f"1 file ({size / MIB:.1f} MiB)" in note["message"]
+    assert (note["level"], "--mirror" in note["hint"]) == ("warning", True)
+    os.unlink(os.path.join(bed.dir, "model-00001-of-00001.safetensors"))
+    random_file(os.path.join(bed.dir, "mine.txt"), 10)
+    (note,) = [note for note in bed.fetch("--json").all("note") if note["code"] == "obsolete"]
+    assert note["level"] == "info"
+    done = bed.fetch("--json", "--mirror")
+    assert not [note for note in done.all("note") if note["code"] == "obsolete"], str(done)
+
+
 def test_the_manifest_says_so_while_the_folder_changes(bed: Bed, source: str) -> None:
     bed.serve(source)
     copy(source, bed.dir)
+    bed.good()
     os.truncate(os.path.join(bed.dir, WEIGHT), 100)
     random_file(os.path.join(bed.dir, "old.bin"), 1000)
+    bed.forget()
     with halted(bed, "--mirror") as running:
         assert read_manifest(bed.dir)["state"] == "updating"
         assert os.path.exists(os.path.join(bed.dir, "old.bin"))
@@ -430,6 +530,18 @@ def test_room_is_to_be_left(bed: Bed, source: str) -> None:
     assert bed.oss.bytes_sent("*.safetensors") == 0
     assert not names_in(bed.dir)
     bed.good("--keep-free", "0.01%")
+
+
+def test_an_older_version_in_the_way_is_named(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    assert "an older version" not in bed.fetch("--keep-free", "1000TiB").err
+    bed.good()
+    size = os.path.getsize(os.path.join(source, WEIGHT))
+    data = Path(source, WEIGHT).read_bytes()
+    bed.put(WEIGHT, data[: 2 * MIB] + os.urandom(size - 2 * MIB))
+    done = bed.fetch("--keep-free", "1000TiB")
+    assert done.code == 4
+    assert f"an older version of these files takes {size / MIB:.1f} MiB" in done.err, str(done)
 
 
 @pytest.mark.root
@@ -499,7 +611,29 @@ def test_without_cache_the_pages_are_gone(bed: Bed, source: str) -> None:
     assert resident(*weights) == 0
     assert bed.box.state == "released"
     same(bed.dir, source)
-    assert "--strict" in bed.fetch("--no-cache", "--strict").err
+
+
+@pytest.mark.parametrize(
+    "words", [["--strict"], ["--min-resident", "50%"], ["--hold", "1s"], ["--idle"]], ids=lambda w: w[0]
+)
+def test_without_cache_nothing_can_be_asked_of_it(bed: Bed, source: str, words: list[str]) -> None:
+    bed.serve(source)
+    assert f"--no-cache and {words[0]} contradict each other" in bed.refused(2, "--no-cache", *words)
+    assert not os.path.exists(bed.dir)
+
+
+def test_what_lies_in_memory_cannot_be_dropped(bed: Bed, source: str) -> None:
+    if not os.path.ismount(MEMORY):
+        pytest.skip(f"{MEMORY} is not a filesystem of its own")
+    bed.serve(source)
+    bed.dir = in_memory()
+    try:
+        done = bed.fetch("--json", "--no-cache", "--exclude", "*.safetensors")
+    finally:
+        shutil.rmtree(bed.dir)
+    assert done.code == 0, str(done)
+    assert "is memory" in next(note for note in done.all("note") if note["code"] == "no_cache")["message"]
+    assert "cannot drop" in (bed.box.read_marker() or {})["reason"]
 
 
 # Others at the same time
@@ -519,6 +653,31 @@ def test_of_two_fetches_the_second_waits_and_downloads_nothing(bed: Bed, source:
         os.path.join(source, "model-00001-of-00003.safetensors")
     )
     same(bed.dir, source)
+
+
+def test_who_has_waited_looks_at_the_source_again(bed: Bed, source: str) -> None:
+    """What was listed before would be removed by --mirror, or missing from the manifest."""
+    bed.serve(source)
+    bed.good("--exclude", "*.safetensors")
+    with halted(bed) as first:
+        second = bed.start("--json", "--mirror", env={"STAGER_MARKER": bed.box.path("another.json")})
+        second.await_text("waiting for another fetch into this folder")
+        bed.put("new.bin", os.urandom(MIB))
+        random_file(os.path.join(bed.dir, "new.bin"), 10)
+    assert first.finish().code == 0
+    done = second.finish()
+    assert done.code == 0, str(done)
+    assert (summary(done)["removed"], os.path.getsize(os.path.join(bed.dir, "new.bin"))) == (0, MIB)
+    assert "new.bin" in [one["path"] for one in read_manifest(bed.dir)["files"]]
+
+
+def test_a_store_that_does_not_answer_is_told_once(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    running = bed.start("--json", env={"OSS_ENDPOINT": "http://127.0.0.1:9"})
+    running.await_text('"retry"')
+    time.sleep(1)  # there are several more meanwhile
+    done = running.stop(signal.SIGTERM, within=5)
+    assert len([note for note in done.all("note") if note["code"] == "retry"]) == 1, str(done)
 
 
 def test_an_object_that_changes_meanwhile(bed: Bed, source: str) -> None:

@@ -21,7 +21,7 @@ pieces = st.builds(Piece, st.integers(0, 60), st.integers(1, 40), crcs)
 records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Begun, few | names, st.integers(0, 100), etags),
     st.builds(Done, few | names, etags, pieces),
-    st.builds(Whole, few | names, numbers, etags, crcs, numbers, numbers),
+    st.builds(Whole, few | names, numbers, etags, crcs, numbers, numbers, st.none() | st.just("0f" * 32)),
 )
 
 
@@ -125,6 +125,10 @@ KEPT = parse(GOOD)
         b'["done","a","A",5,5,"1"]',
         b'["whole","b",1,"C",2,3]',
         b'["whole","../b",1,"C",2,3,4]',
+        b'["whole","b",1,"C",2,3,4,5]',
+        b'["whole","b",1,"C",2,3,4,"0f"]',
+        b'["whole","b",1,"C",2,3,4,"' + b"0F" * 32 + b'"]',
+        b'["whole","b",1,"C",2,3,4,"' + b"0f" * 32 + b'",1]',
         b'["whole","b",1,"C",2,3,' + b"9" * 5000 + b"]",
         b'["perhaps","a",11,"Z"]',
         b"\xff\xfe[\x00",
@@ -158,6 +162,14 @@ def test_a_torn_end_costs_the_last_line_and_no_other(some: list[Record], data: s
 def test_anything_at_all_is_a_journal(raw: bytes) -> None:
     for journal in (parse(raw), parse(GOOD + raw)):
         assert all(fault(path) is None for path in [*journal.parts, *journal.whole])
+
+
+def test_lines_without_a_sha256_are_still_read() -> None:
+    old = b'["whole","b",1,"B",2,3,4]\n'
+    assert parse(old) == Journal(whole={"b": Whole("b", 1, "B", 2, 3, 4)})
+    assert line(Whole("b", 1, "B", 2, 3, 4)) == old
+    proven = Whole("b", 1, "B", 2, 3, 4, "0f" * 32)
+    assert parse(old + line(proven)) == Journal(whole={"b": proven})
 
 
 LONG = [

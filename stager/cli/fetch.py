@@ -7,8 +7,8 @@ from collections.abc import Callable
 import click
 
 from stager.cli.conduct import Output, Plain, conduct
-from stager.cli.fetch_options import LOCATION, with_fetch_options
-from stager.cli.options import PATH, option, with_judging_options, with_output
+from stager.cli.fetch_options import FOLDER, LOCATION, with_fetch_options
+from stager.cli.options import option, with_judging_options, with_output
 from stager.cli.store_options import with_store_options
 from stager.core.location import Location
 from stager.jobs.options import FetchOptions, WarmOptions
@@ -17,7 +17,7 @@ from stager.store.opening import StoreOptions
 
 @click.command("fetch")
 @click.argument("source", type=LOCATION)
-@click.argument("folder", metavar="DIR", type=PATH)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @with_fetch_options(own_lanes=True)
 @with_store_options
 @with_judging_options

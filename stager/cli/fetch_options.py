@@ -30,6 +30,16 @@ def _processes(text: str) -> int | None:
     return int(text)
 
 
+def _folder(text: str) -> str:
+    if not text:
+        raise UsageError(
+            "DIR is empty", hint="is a variable unset? name the folder to fetch into, `.` for this one"
+        )
+    return str(PATH.convert(text, None, None))
+
+
+FOLDER = Parsed("DIR", _folder)
+
 _OPTIONS = (
     option("--processes", default="auto", show_default=True, type=Parsed("N|auto", _processes), metavar="N|auto", help="Worker processes; more than one pays above several GB/s."),
     option("--verify", default=Verify.CRC64.value, show_default=True, type=click.Choice([one.value for one in Verify]), help="crc: CRC-64, while the bytes come in. sha256: the manifest's, one more read from memory."),
@@ -47,7 +57,7 @@ FETCH = option(
     "fetched",
     nargs=2,
     metavar="SOURCE DIR",
-    type=click.Tuple([LOCATION, PATH]),
+    type=click.Tuple([LOCATION, FOLDER]),
     help="Fetch a model into DIR first, then warm DIR.",
 )
 

@@ -137,7 +137,7 @@ _judging = _stack(
     option(
         "--fail-open",
         is_flag=True,
-        help="Exit 0 and open the gate in spite of failures, but for a corrupt model.",
+        help="Exit 0 and open the gate even if warming fails, but for a corrupt model.",
     ),
     option("--allow-incomplete", is_flag=True, help="Warm a model that is provably incomplete or corrupt."),
     option("--min-resident", type=PERCENT, help="Fail (3) when less of the model is resident."),

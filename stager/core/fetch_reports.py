@@ -52,7 +52,8 @@ class FetchSummary(Event):
     """How a fetch ended. Sizes in bytes, times in seconds.
 
     `fetched` bytes came from the store in this run, `resumed` were in part files, `already` in files that were whole. `verified` is
-    ``crc64``, ``sha256``, or empty where the source states no checksum; `unproven` counts files without one. `retried` requests were made again, `replaced`
+    ``crc64``, ``sha256``, or empty where the source states no checksum; `unproven` counts files without one, `trusted` those that an earlier run has
+    proven, that are unchanged, and that this run has not read. `retried` requests were made again, `replaced`
     connections were dropped because they were slow, `mended` files had the wrong checksum at first. `reason` says why it did not finish,
     `credentials` in words where they came from.
     """
@@ -75,6 +76,7 @@ class FetchSummary(Event):
     processes: int
     verified: str
     unproven: int
+    trusted: int
     retried: int
     replaced: int
     mended: int
@@ -117,4 +119,7 @@ class FetchSummary(Event):
         if not self.verified:
             return "the source states no checksum to verify"
         but = f" but for {count(self.unproven, 'file')} without a checksum" if self.unproven else ""
-        return f"verified by {self.verified}{but}"
+        if self.trusted >= self.files:
+            return f"verified by {self.verified} before{but}"
+        before = f", {count(self.trusted, 'file')} of them before" if self.trusted else ""
+        return f"verified by {self.verified}{before}{but}"

@@ -8,6 +8,7 @@ would refuse: whoever can write here shall not lead anybody out of the folder.
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from stager.core.pieces import Piece
 from stager.core.placement import fault
 
 PATH = ".stager/fetch.journal"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Whole:
     crc64: int
     inode: int
     mtime_ns: int
+    sha256: str | None = None  # in lower case, where it was proven too
 
 
 Record: TypeAlias = Begun | Done | Whole
@@ -77,6 +80,7 @@ def line(record: Record) -> bytes:
         row = ["done", record.path, record.etag, piece.offset, piece.length, piece.crc]
     else:
         row = ["whole", record.path, record.size, record.etag, record.crc64, record.inode, record.mtime_ns]
+        row += [record.sha256] if record.sha256 is not None else []
     return json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -130,8 +134,9 @@ def _record(text: bytes) -> Record | None:
             etag, offset, length, crc = rest
             return Done(path, _text(etag), Piece(_number(offset), _number(length), _number(crc)))
         if kind == "whole":
-            size, etag, crc, inode, mtime = rest
-            return Whole(path, _number(size), _text(etag), _number(crc), _number(inode), _number(mtime))
+            size, etag, crc, inode, mtime, *more = rest
+            numbers = _number(crc), _number(inode), _number(mtime)
+            return Whole(path, _number(size), _text(etag), *numbers, _sha256(more))
     except (ValueError, TypeError, RecursionError):
         pass
     return None
@@ -141,6 +146,15 @@ def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError("not a number")
     return value
+
+
+def _sha256(more: list[object]) -> str | None:
+    if not more:
+        return None
+    (value,) = more
+    if _SHA256.fullmatch(_text(value)) is None:
+        raise ValueError("not a sha256")
+    return _text(value)
 
 
 def _text(value: object) -> str:

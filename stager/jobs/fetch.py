@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.budget import binding_text
 from stager.core.errors import DeadlineExceeded, ResourceRefused, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.fetch_reports import FetchForecast, FetchSummary
@@ -17,11 +16,11 @@ from stager.core.journal import Journal, Whole
 from stager.core.location import Scheme
 from stager.core.model import Known, Residency
 from stager.core.outcome import MarkerState
-from stager.core.select import left_out, selected
-from stager.core.units import count, format_size, shown
+from stager.core.select import selected
+from stager.core.units import shown
 from stager.engine import runtime
 from stager.jobs import reckoning as reckon
-from stager.jobs import remote
+from stager.jobs import remarks, remote, room
 from stager.jobs.assembly import Assembly
 from stager.jobs.fetching import Fetching
 from stager.jobs.gate import Gate
@@ -29,7 +28,7 @@ from stager.jobs.imprint import Imprint
 from stager.jobs.options import Selection, Verify
 from stager.jobs.stall import watched
 from stager.jobs.warm import Warm
-from stager.node import hugepages, notify, pagecache
+from stager.node import notify, pagecache
 from stager.node.files import opened
 from stager.node.memory import Gauge
 from stager.node.parts import Target
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from stager.jobs.options import FetchOptions
     from stager.jobs.reckoning import Reckoning
 
-_MEMORY_FS = ("tmpfs", "ramfs")
 _LOCK_LOOK_S = 0.5
 
 
@@ -66,6 +64,7 @@ class Fetch:
         self._warm: Warm | None = None
         self._rank: dict[str, int] = {}
         self._removed = 0
+        self._retry_told = False
 
     def withdraw(self, reason: str) -> None:
         """Close the gate now; safe at any moment."""
@@ -110,7 +109,8 @@ class Fetch:
 
     async def forecast(self) -> int:
         """Say what `run` would do; the exit code it would begin with. Writes nothing."""
-        _refuse_nonsense(self._options)
+        options = self._options
+        _refuse_nonsense(options)
         reckoning = await self._survey()
         journal = await self._compare(reckoning)
         claimed = (journal.parts.get(task.path) for task in reckoning.tasks)
@@ -119,15 +119,15 @@ class Fetch:
         self._reporter.emit(
             FetchForecast(
                 source=reckoning.model.location,
-                folder=self._options.folder,
+                folder=options.folder,
                 files=len(reckoning.entries),
                 total=reckoning.total,
                 present=reckoning.present,
                 resumable=resumable,
                 to_fetch=reckoning.absent,
-                removes=tuple(self._superfluous()) if self._target.exists() else (),
+                removes=tuple(self._superfluous()) if options.mirror and self._target.exists() else (),
                 free=self._target.free(),
-                keep_free=self._keep_free(),
+                keep_free=room.keep_free(self._target, options.keep_free),
                 refusal=refusal,
             )
         )
@@ -139,9 +139,17 @@ class Fetch:
         """What the store has of it. Nothing is touched here before that is known."""
         options = self._options
         where = str(options.source)
+        if options.mirror:
+            await runtime.in_thread(
+                f"looking at {shown(options.folder)}", partial(reckon.refuse_mirror, self._target)
+            )
         self._store, model = await runtime.in_thread(
             f"listing {shown(where)}",
-            partial(remote.open_model, options.source, lambda at: open_store(at, options.store)),
+            partial(
+                remote.open_model,
+                options.source,
+                lambda at: open_store(at, options.store, on_retry=self._tell_retry),
+            ),
         )
         reckoning = self._reckoning = reckon.choose(model, options)
         self._rank = await runtime.in_thread(
@@ -154,7 +162,8 @@ class Fetch:
         options, journal = self._options, Journal()
         if self._target.exists():
             journal = await runtime.in_thread("reading the journal", self._target.read_journal)
-            await reckon.compare(reckoning, self._target, journal, self._store)
+            sha256 = options.verify is Verify.SHA256
+            await reckon.compare(reckoning, self._target, journal, self._store, sha256=sha256)
         else:
             reckoning.wanted = list(range(len(reckoning.entries)))
         resident = await runtime.in_thread("looking at the page cache", partial(self._resident, reckoning))
@@ -167,9 +176,10 @@ class Fetch:
         more_descriptors()
         reckoning = await self._survey()
         await runtime.in_thread(f"preparing {shown(options.folder)}", self._target.prepare)
-        await self._lock()
+        if await self._lock():  # it may have waited for hours: what was listed is not what is there now
+            reckoning = await self._survey()
         journal = await self._compare(reckoning)
-        self._note_findings(reckoning)
+        self._remark(remarks.findings(reckoning, self._target, options))
         for whole in reckoning.whole.values():
             if journal.whole.get(whole.path) != whole:
                 self._target.append(whole)
@@ -179,11 +189,18 @@ class Fetch:
         )
         await runtime.in_thread("checking part files", partial(assembly.resume, lambda _count: None))
         if refusal := self._refusal(assembly.room()):
-            raise ResourceRefused(
-                refusal, hint="make room, or choose another folder; `--keep-free` says how much must stay"
+            way_out = await runtime.in_thread(
+                "looking at what is replaced", partial(room.way_out, self._target, reckoning)
             )
+            raise ResourceRefused(refusal, hint=way_out)
         imprint = Imprint(self._target, options)
-        superfluous = self._superfluous() if options.mirror else []
+        superfluous = await runtime.in_thread(
+            f"looking for files in {shown(options.folder)}", self._superfluous
+        )
+        if not options.mirror:
+            if not reckoning.model.single:
+                self._remark(remarks.obsolete(superfluous, options))
+            superfluous = []
         changes = bool(reckoning.tasks or superfluous)
         if changes:
             await runtime.in_thread("writing the manifest", partial(imprint.begin, reckoning))
@@ -193,14 +210,16 @@ class Fetch:
             self._fetching = Fetching(wanted, reckoning.tasks, assembly, self._reporter)
             await self._fetching.run()
             for at, index in enumerate(reckoning.wanted):
-                reckoning.whole[index] = assembly.finished[at]
+                sha256 = reckoning.entries[index].sha256 if options.verify is Verify.SHA256 else None
+                proven = replace(assembly.finished[at], sha256=sha256.lower() if sha256 else None)
+                reckoning.whole[index] = proven
         for name in superfluous:
             await runtime.in_thread(f"removing {shown(name)}", partial(self._target.remove, name))
             self._removed += 1
         await runtime.in_thread("writing the manifest", partial(imprint.conclude, reckoning, changed=changes))
 
-    async def _lock(self) -> None:
-        """Wait for another fetch into the same folder: what it fetches need not be fetched twice."""
+    async def _lock(self) -> bool:
+        """Wait for another fetch into the same folder: what it fetches need not be fetched twice. Whether there was one."""
         told = False
         while (holder := await runtime.in_thread("locking", self._target.try_lock)) is not None:
             if not told:
@@ -212,6 +231,7 @@ class Fetch:
         if self._target.unlocked:
             message = f"`{shown(self._options.folder)}` is on a filesystem without locks: let no two fetches fill it at once"
             self._reporter.emit(Note("warning", "unlocked", message))
+        return told
 
     def _resident(self, reckoning: Reckoning) -> dict[int, int]:
         """Bytes in the page cache of the files that are whole, by index; those that cannot be counted are left out."""
@@ -235,48 +255,23 @@ class Fetch:
         found = (name for name in self._target.names() if name not in keep)
         return sorted(name for name in found if selected(name, selection.include, selection.exclude))
 
-    def _keep_free(self) -> int:
-        """Bytes that must stay free."""
-        wanted = self._options.keep_free
-        return int(wanted * self._target.size()) if isinstance(wanted, float) else wanted
-
     def _refusal(self, need: int) -> str:
         """Why `need` more bytes cannot be had; empty when they can."""
-        if not need:
-            return ""
-        free, keep = self._target.free(), self._keep_free()
-        where = f"`{shown(self._options.folder)}`"
-        if need + keep > free:
-            return (
-                f"{format_size(need)} are to be fetched and {format_size(keep)} to stay free, "
-                f"but {where} has {format_size(free)}"
-            )
-        admission = self._reckoning.admission if self._reckoning else None
-        if self._target.filesystem() in _MEMORY_FS and admission is not None and admission.granted < need:
-            limit = f": {binding_text(admission.binding)}" if admission.binding else ""
-            return f"{where} is memory, and {format_size(need - admission.granted)} do not fit{limit}"
-        return ""
+        assert self._reckoning is not None
+        keep = room.keep_free(self._target, self._options.keep_free)
+        return room.refusal(self._target, self._reckoning, need, keep)
 
     # What is said
 
-    def _note_findings(self, reckoning: Reckoning) -> None:
-        model = reckoning.model
-        beyond = [
-            one for one in model.objects if one.name not in reckoning.names and left_out(one.name) is None
-        ]
-        if beyond and model.manifest is not None:
-            what = f"{count(len(beyond), 'object')} that the manifest does not name left out, first {shown(beyond[0].name)}"
-            self._reporter.emit(Note("info", "beyond_manifest", what))
-        if (advice := hugepages.advice(self._options.folder)) is not None:
-            self._reporter.emit(
-                Note(
-                    "info", "huge_pages", f"`{shown(self._options.folder)}` is a tmpfs of 4 KiB pages", advice
-                )
-            )
-        admission = reckoning.admission
-        if self._options.cache and admission is not None and not admission.fits:
-            message = f"only {format_size(admission.granted)} of {format_size(admission.need)} fit in memory: the rest is dropped as it goes"
-            self._reporter.emit(Note("warning", "partial", message, admission.advice or None))
+    def _remark(self, notes: Iterable[Note]) -> None:
+        for note in notes:
+            self._reporter.emit(note)
+
+    def _tell_retry(self, doing: str, error: Exception) -> None:
+        """Say once that the store does not answer as it should: it is tried again for minutes."""
+        if not self._retry_told:
+            self._retry_told = True
+            self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
 
     def _say_unfinished(self, error: StagerError) -> None:
         if self._fetching is not None and self._reckoning is not None:
@@ -306,6 +301,7 @@ class Fetch:
             processes=fetching.processes if fetching else 1,
             verified=verified if unproven < len(reckoning.entries) else "",
             unproven=unproven,
+            trusted=reckoning.trusted,
             retried=fetching.retried if fetching else 0,
             replaced=fetching.replaced if fetching else 0,
             mended=assembly.mended if assembly else 0,
@@ -324,7 +320,11 @@ class Fetch:
         options, reckoning = self._options, self._reckoning
         assert reckoning is not None
         if not options.cache:
-            reason = "fetched and verified, pages dropped as asked (--no-cache)"
+            memory = self._target.filesystem() in room.MEMORY_FS
+            dropped = (
+                "in memory, which --no-cache cannot drop" if memory else "pages dropped as asked (--no-cache)"
+            )
+            reason = f"fetched and verified, {dropped}"
             self._gate.open(
                 MarkerState.RELEASED, reason, Residency(0, reckoning.total, Known.UNKNOWN, None, "--no-cache")
             )
@@ -346,6 +346,16 @@ class Fetch:
 def _refuse_nonsense(options: FetchOptions) -> None:
     if not options.cache and options.warm.mode.value == "strict":
         raise UsageError("--no-cache and --strict contradict each other", hint="choose one")
+    hold = options.warm.hold
+    for name, asked in (
+        ("--min-resident", options.warm.min_resident is not None),
+        ("--hold", hold.seconds is not None or hold.url is not None),
+        ("--idle", hold.idle),
+    ):
+        if asked and not options.cache:
+            raise UsageError(
+                f"--no-cache and {name} contradict each other: nothing is warm afterwards", hint="choose one"
+            )
     if options.source.scheme is Scheme.FILE:
         source, folder = (os.path.realpath(path) for path in (options.source.prefix, options.folder))
         if source == folder or folder.startswith(f"{source}/") or source.startswith(f"{folder}/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stager.core import formats
 from stager.core.budget import Policy, admit
-from stager.core.errors import IntegrityError, MustRestore, NotFound, StagerError, UsageError
+from stager.core.errors import IntegrityError, MustRestore, NotFound, StagerError, UsageError, from_oserror
 from stager.core.journal import Whole
 from stager.core.location import Scheme
 from stager.core.manifest import COMPLETE, Manifest, Origin
@@ -74,12 +75,24 @@ def is_whole(options: FetchOptions) -> bool:
         target.close()
 
 
+def refuse_mirror(target: Target) -> None:
+    """Raise `UsageError` unless the folder is empty or missing, or a fetch has filled it before: ``--mirror`` removes files. Blocks."""
+    if not target.exists():
+        return
+    manifest = read_manifest(target.folder)
+    if (manifest is None or manifest.fetched is None) and next(iter(target.names()), None) is not None:
+        raise UsageError(
+            f"--mirror would remove files from `{shown(target.folder)}`, which no fetch has filled so far",
+            hint="fetch once without --mirror first, or choose an empty folder",
+        )
+
+
 @dataclass
 class Reckoning:
     """`entries` and `objects` run in parallel: what each file is to be, and the object that holds it.
 
     `whole` are indexes of files that are here and proven, `tasks` what the others need (`wanted` are their indexes). `names` are all names that
-    the source has, selected or not: ``--mirror`` spares them.
+    the source has, selected or not: ``--mirror`` spares them. `trusted` counts those in `whole` that were proven before and not read now.
     """
 
     model: Model
@@ -89,6 +102,7 @@ class Reckoning:
     whole: dict[int, Whole] = field(default_factory=dict)
     wanted: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
+    trusted: int = 0
     admission: Admission | None = None
 
     @property
@@ -195,40 +209,66 @@ def judge(reckoning: Reckoning, store: Store, options: FetchOptions) -> dict[str
     return {entries[index].path: rank for rank, index in enumerate(model.order)}
 
 
-async def compare(reckoning: Reckoning, target: Target, journal: Journal, store: Store) -> None:
-    """Fill `whole` and `wanted`: look at what is here. Files without a record are read and held against the store's CRC."""
-    look = partial(_look, reckoning, target, journal, store)
+async def compare(
+    reckoning: Reckoning, target: Target, journal: Journal, store: Store, *, sha256: bool
+) -> None:
+    """Fill `whole`, `wanted` and `trusted`: look at what is here. Files without a record are read and held against the store's CRC.
+
+    With `sha256`, files whose record has none are read and held against the manifest's.
+    """
+    look = partial(_look, reckoning, target, journal, store, sha256=sha256)
     answers = await runtime.in_threads(
         lambda index: f"looking at {shown(reckoning.entries[index].path)}",
         look,
         range(len(reckoning.entries)),
         _LOOKERS,
     )
-    for index, whole in enumerate(answers):
+    for index, (whole, was_read) in enumerate(answers):
         if whole is None:
             reckoning.wanted.append(index)
         else:
             reckoning.whole[index] = whole
+            reckoning.trusted += not was_read
     _refuse_archived(reckoning, store)
 
 
-def _look(reckoning: Reckoning, target: Target, journal: Journal, store: Store, index: int) -> Whole | None:
-    """The record of the file when it is here and provably the object, else None."""
+def _look(
+    reckoning: Reckoning, target: Target, journal: Journal, store: Store, index: int, *, sha256: bool
+) -> tuple[Whole | None, bool]:
+    """The record of the file when it is here and provably the object, else None; and whether it was read for that."""
     entry, one = reckoning.entries[index], reckoning.objects[index]
     identity = target.stat(entry.path)
     if identity is None or identity.size != one.size:
-        return None
-    known = journal.whole.get(entry.path)
-    same = known is not None and (known.inode, known.mtime_ns) == (identity.inode, identity.mtime_ns)
-    if same and known is not None and (known.etag, known.size) == (one.etag, one.size):
-        return known
-    stated = entry.crc64 if entry.crc64 is not None else store.head(one.name).crc64
-    if stated is None:
-        return None
-    crc = known.crc64 if same and known is not None else target.crc_of(entry.path, lambda _count: None)
-    if crc != stated:
-        return None
-    return Whole(entry.path, one.size, one.etag, crc, identity.inode, identity.mtime_ns)
+        return None, False
+    known, was_read = journal.whole.get(entry.path), False
+    now = (identity.size, identity.inode, identity.mtime_ns)
+    if known is not None and (known.size, known.inode, known.mtime_ns) != now:
+        known = None
+    crc, sha = (known.crc64, known.sha256) if known is not None else (None, None)
+    if crc is None or known is None or known.etag != one.etag:
+        stated = entry.crc64 if entry.crc64 is not None else store.head(one.name).crc64
+        if stated is None:
+            return None, False
+        if crc is None:
+            crc, was_read = target.crc_of(entry.path, lambda _count: None), True
+        if crc != stated:
+            return None, was_read
+    if sha256 and entry.sha256 is not None:
+        if sha is None:
+            sha, was_read = _sha256_of(os.path.join(target.folder, entry.path)), True
+        if sha != entry.sha256.lower():
+            return None, was_read
+    whole = Whole(entry.path, one.size, one.etag, crc, identity.inode, identity.mtime_ns, sha)
+    return whole, was_read
+
+
+def _sha256_of(path: str) -> str:
+    """The sha256 of the file, in lower case, read whole. Raises `StagerError`."""
+    try:
+        with opened(path) as fd, open(fd, "rb", buffering=0, closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise from_oserror(exc, f"`{shown(path)}`") from exc
 
 
 def _refuse_archived(reckoning: Reckoning, store: Store) -> None:
