@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.fetchbed import RANGE, Bed, read_manifest, same, size_of, summary
 from tests.harness import MIB, Running, until
+from tests.osslab.log import Record
 
 LANES = 4
-KILLS = 20
 
 
 def children_of(pid: int) -> list[int]:
@@ -28,7 +29,15 @@ def children_of(pid: int) -> list[int]:
 
 
 def gone(pids: list[int]) -> bool:
-    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    """Whether all have ended; a corpse that init has yet to collect counts."""
+    return all(_state(pid) in "ZX" for pid in pids)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def written(bed: Bed) -> int:
@@ -44,31 +53,105 @@ def start(bed: Bed, processes: int) -> Running:
     return bed.start("-P", str(LANES), "--no-adapt", "--processes", str(processes), "--max-rate", "250MiB")
 
 
-def kill_somewhere(running: Running, bed: Bed, after: float) -> None:
-    """Kill -9, so many seconds after the first sign of life."""
-    until(
-        lambda: children_of(running.pid) or bed.sent or running.process.poll() is not None, "a sign of life"
-    )
-    time.sleep(after)
+def kill_at(running: Running, bed: Bed, threshold: int) -> bool:
+    """Kill -9 once the server has sent so many bytes of weights; False when the fetch was through before."""
+
+    def reached(records: list[Record]) -> bool:
+        sent = sum(record.bytes_sent for record in records if record.key.endswith(".safetensors"))
+        return sent > threshold or running.process.poll() is not None
+
+    bed.oss.log.wait(reached)
     workers = children_of(running.pid)
     running.signal(signal.SIGKILL)
-    running.process.wait(10)
+    code = running.process.wait(10)
     until(lambda: gone(workers), "the end of the workers", 10)
+    if code != -signal.SIGKILL:
+        assert code == 0, running.err
+        return False
     assert not bed.box.ready()
+    return True
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_twenty_moments_it_ends_byte_identical(bed: Bed, large: str, processes: int) -> None:
+def served(bed: Bed) -> list[tuple[str, int, int]]:
+    """(object, begin, end) of each range that a connection has behind it: its lane has asked for another one since."""
+    last: dict[int, Record] = {}
+    found = []
+    for record in bed.oss.log.records(operation="GetObject", key="*.safetensors", status=206):
+        if (before := last.get(record.connection)) is not None:
+            found.append(before)
+        last[record.connection] = record
+    ranges = [(one.key.removeprefix("r1/"), *map(int, str(one.range)[6:].split("-"))) for one in found]
+    return [(path, begin, last + 1) for path, begin, last in ranges]
+
+
+def noted(bed: Bed) -> tuple[dict[tuple[str, int], int], set[str]]:
+    """What the journal has: lengths of pieces by path and offset, and the paths of whole files."""
+    pieces: dict[tuple[str, int], int] = {}
+    whole = set()
+    for line in Path(bed.dir, ".stager", "fetch.journal").read_text().splitlines():
+        with contextlib.suppress(ValueError):  # the last line, cut by the kill
+            kind, path, *rest = json.loads(line)
+            if kind == "begun":
+                pieces = {key: length for key, length in pieces.items() if key[0] != path}
+            elif kind == "done":
+                pieces[path, rest[1]] = rest[2]
+            else:
+                whole.add(path)
+    return pieces, whole
+
+
+def is_noted(path: str, begin: int, end: int, pieces: dict[tuple[str, int], int]) -> bool:
+    """Whether `pieces` in a row cover these bytes."""
+    while begin < end and (path, begin) in pieces:
+        begin += pieces[path, begin]
+    return begin >= end
+
+
+def known_bytes(bed: Bed, source: str) -> int:
+    """Bytes that the journal has, in pieces and in whole files."""
+    pieces, whole = noted(bed)
+    part = sum(length for (path, _), length in pieces.items() if path not in whole)
+    return part + sum(os.path.getsize(os.path.join(source, path)) for path in whole)
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 20), (2, 8)])
+def test_killed_at_random_moments_it_ends_byte_identical(
+    bed: Bed, large: str, processes: int, kills: int
+) -> None:
     bed.serve(large)
     dice = random.Random(processes)
-    for _ in range(KILLS // 2):
-        kill_somewhere(start(bed, processes), bed, dice.uniform(0.0, 0.35))
-    done = bed.fetch("--json", "-P", str(LANES), "--processes", str(processes))
-    assert done.code == 0, str(done)
+    sent = killed = finished = 0
+    begun = 1
+    while killed < kills:
+        bed.forget()
+        running = bed.start("-P", "2", "--no-adapt", "--processes", str(processes), "--max-rate", "100MiB")
+        if not kill_at(
+            running, bed, dice.randrange(5 * RANGE // 2)
+        ):  # this machine was too slow to kill it in time
+            assert begun < 4, "fetches are over before they can be killed"
+            begun += 1
+            sent += bed.sent
+            shutil.rmtree(bed.dir)
+            continue
+        killed += 1
+        sent += bed.sent
+        behind = served(bed)
+        finished += len(behind)
+        if processes == 1:  # a worker's word may be on its way when both are killed
+            pieces, whole = noted(bed)
+            lost = [one for one in behind if one[0] not in whole and not is_noted(*one, pieces)]
+            assert not lost, "a range was complete, and the journal does not have it"
+    known = known_bytes(bed, large)
+    assert finished, "no kill came late enough to tell"
+    assert known >= 2 * RANGE or begun > 1, "nothing was left to go on from"
+    bed.forget()
+    done = summary(bed.fetch("--json", "-P", "2", "--processes", str(processes)))
+    assert done["complete"]
+    assert done["fetched"] == size_of(large) - known
     same(bed.dir, large)
     assert read_manifest(bed.dir)["state"] == "complete"
-    # Each kill loses at most the range that each lane had in hand, and what the kernels hold of it.
-    assert bed.sent <= 1.05 * size_of(large) + KILLS // 2 * LANES * RANGE
+    # Each kill costs at most the range that each lane had in hand.
+    assert sent + bed.sent <= 1.05 * begun * size_of(large) + killed * 2 * RANGE
 
 
 def test_what_was_fetched_is_not_fetched_again(bed: Bed, large: str) -> None:
@@ -92,13 +175,17 @@ def test_a_range_that_did_not_reach_the_disk_is_noticed(bed: Bed, large: str) ->
     until(lambda: written(bed) >= 4 * RANGE, "four ranges")
     running.signal(signal.SIGKILL)
     running.process.wait(10)
-    parts = list(Path(bed.dir).rglob("*.part"))
-    assert parts
-    for path in parts:
-        with open(path, "r+b") as file:  # the journal was written, the data was not: what a power cut leaves
-            file.write(bytes(64))
-    done = bed.fetch("--json")
-    assert done.code == 0, str(done)
+    known, (pieces, whole) = known_bytes(bed, large), noted(bed)
+    damaged = {path: offset for path, offset in sorted(pieces, reverse=True) if path not in whole}
+    assert damaged
+    for path, offset in damaged.items():  # journalled, and not written: what a power cut leaves
+        with open(os.path.join(bed.dir, f"{path}.part"), "r+b") as file:
+            file.seek(offset + 4096)
+            file.write(bytes(4096))
+    done = summary(bed.fetch("--json"))
+    again = sum(pieces[path, offset] for path, offset in damaged.items())
+    assert done["fetched"] == size_of(large) - known + again
+    assert done["mended"] == 0, "noticed at once, and not by the checksum of the whole file"
     same(bed.dir, large)
 
 
