@@ -26,7 +26,18 @@ from tests.fetchbed import (
     size_of,
     summary,
 )
-from tests.harness import MIB, Cgroup, Running, cold, command, environment, files_below, mounted, resident
+from tests.harness import (
+    MIB,
+    STRANGER,
+    Cgroup,
+    Running,
+    cold,
+    command,
+    environment,
+    files_below,
+    mounted,
+    resident,
+)
 from tests.osslab.faults import Fault
 
 WEIGHT = "model-00002-of-00003.safetensors"
@@ -634,6 +645,36 @@ def test_what_lies_in_memory_cannot_be_dropped(bed: Bed, source: str) -> None:
     assert done.code == 0, str(done)
     assert "is memory" in next(note for note in done.all("note") if note["code"] == "no_cache")["message"]
     assert "cannot drop" in (bed.box.read_marker() or {})["reason"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("why", "state"), [("mount", "ready"), ("owner", "unverified")])
+def test_a_folder_that_cannot_be_written_but_has_the_model(
+    bed: Bed, source: str, why: str, state: str
+) -> None:
+    """It is warmed; nothing in it changes. What is missing is an error that says why it cannot be fetched."""
+    bed.serve(source)
+    bed.good("--exclude", "*.safetensors")
+    shutil.copytree(source, bed.dir, dirs_exist_ok=True)  # with the times of other files: proven by reading
+    as_who: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        if why == "mount":
+            stack.enter_context(mounted("none", bed.dir, bed.dir, "bind,ro"))
+        else:
+            subprocess.run(["chown", "-R", f"{STRANGER}:{STRANGER}", bed.dir], check=True)
+            as_who = {"before": ("setpriv", "--bounding-set=-all", "--inh-caps=-all")}
+        before = tree(bed.dir)
+        done = bed.fetch("--json", **as_who)
+        assert done.code == 0, str(done)
+        assert [note for note in done.all("note") if note["code"] == "read_only"], str(done)
+        # Whose files one cannot write, their pages the kernel does not count.
+        assert (summary(done)["fetched"], bed.box.state) == (0, state)
+        bed.put("new.bin", os.urandom(MIB))
+        done = bed.fetch(**as_who)
+        assert done.code in (6, 9), str(done)
+        assert "1 file to be fetched (1.0 MiB)" in done.err, str(done)
+        assert not bed.box.ready(bed.dir)
+        assert tree(bed.dir) == before
 
 
 # Others at the same time

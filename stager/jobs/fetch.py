@@ -17,7 +17,7 @@ from stager.core.location import Scheme
 from stager.core.model import Known, Residency
 from stager.core.outcome import MarkerState
 from stager.core.select import selected
-from stager.core.units import shown
+from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs import reckoning as reckon
 from stager.jobs import remarks, remote, room
@@ -180,6 +180,9 @@ class Fetch:
             reckoning = await self._survey()
         journal = await self._compare(reckoning)
         self._remark(remarks.findings(reckoning, self._target, options))
+        if self._target.read_only:
+            await self._do_without_writing(reckoning)
+            return
         for whole in reckoning.whole.values():
             if journal.whole.get(whole.path) != whole:
                 self._target.append(whole)
@@ -217,6 +220,25 @@ class Fetch:
             await runtime.in_thread(f"removing {shown(name)}", partial(self._target.remove, name))
             self._removed += 1
         await runtime.in_thread("writing the manifest", partial(imprint.conclude, reckoning, changed=changes))
+
+    async def _do_without_writing(self, reckoning: Reckoning) -> None:
+        """Be content with a folder that cannot be written when all is there. Raises why it cannot be written when it is not."""
+        options, folder = self._options, shown(self._options.folder)
+        label = f"looking for files in {folder}"
+        superfluous = await runtime.in_thread(label, self._superfluous) if options.mirror else []
+        if not reckoning.tasks and not superfluous:
+            what = f"`{folder}` cannot be written, but has all of the model: nothing is noted there"
+            self._reporter.emit(Note("info", "read_only", what))
+            return
+        try:
+            await runtime.in_thread(
+                "writing the manifest", partial(Imprint(self._target, options).begin, reckoning)
+            )
+        except StagerError as error:
+            fetched = f"{count(len(reckoning.tasks), 'file')} to be fetched ({format_size(reckoning.absent)})"
+            removed = f", {count(len(superfluous), 'file')} to be removed" if superfluous else ""
+            error.hint = f"{fetched}{removed}: make the folder writable, or choose another"
+            raise
 
     async def _lock(self) -> bool:
         """Wait for another fetch into the same folder: what it fetches need not be fetched twice. Whether there was one."""
