@@ -147,6 +147,76 @@ def test_room_and_kind_of_filesystems(tmp_path: Path) -> None:
             target.close()
 
 
+WRITING: dict[str, Callable[[Target], object]] = {
+    "append": lambda target: target.append(Begun("a", 1, "E")),
+    "rewrite": lambda target: target.rewrite(Journal()),
+    "write_small": lambda target: target.write_small("x", b"x"),
+    "part": lambda target: target.part("x", 1, fresh=True),
+    "remove": lambda target: target.remove("whole"),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("own", [False, True], ids=["never filled", "filled before"])
+def test_a_read_only_mount_is_an_error_only_for_what_must_write(tmp_path: Path, own: bool) -> None:
+    point = tmp_path / "m"
+    point.mkdir()
+    with mounted("tmpfs", "none", str(point), "size=8m"):
+        if own:
+            first = Target(str(point))
+            first.prepare()
+            assert first.try_lock() is None
+            first.append(Begun("a", 1, "E"))
+            first.close()
+        (point / "whole").write_bytes(b"12345")
+        subprocess.run(["mount", "-o", "remount,ro", str(point)], check=True)
+        target = Target(str(point))
+        target.prepare()
+        assert target.read_only
+        assert target.try_lock() is None
+        assert target.locks == ()
+        assert ("a" in target.read_journal().parts) is own
+        assert target.crc_of("whole", quiet) == crc64(b"12345")
+        assert list(target.names()) == ["whole"]
+        for name, act in WRITING.items():
+            with pytest.raises(LocalIOError, match="EROFS"):
+                act(target)
+            assert (point / "whole").exists(), name
+        target.close()
+        with pytest.raises(LocalIOError, match="EROFS"):
+            Target(str(point / "new")).prepare()
+
+
+def test_a_folder_that_can_be_written_is_not_read_only(target: Target) -> None:
+    assert not target.read_only
+
+
+@pytest.mark.root
+def test_the_folder_of_somebody_else(box: Box) -> None:
+    mine = Target(box.path("m"))
+    mine.prepare()
+    assert mine.try_lock() is None
+    mine.append(Begun("a", 1, "E"))
+    mine.close()
+    code = f"""
+import os
+from stager.core.errors import AccessDenied
+from stager.node.parts import Target
+os.setgroups([]); os.setgid({STRANGER}); os.setuid({STRANGER})
+target = Target({mine.folder!r})
+target.prepare()
+print(target.read_only, target.try_lock(), list(target.read_journal().parts))
+try:
+    target.write_small("x", b"x")
+except AccessDenied as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    said = done.stdout.splitlines()
+    assert said[:1] == ["True None ['a']"], done
+    assert "EACCES" in said[1]
+
+
 # One fetch at a time
 
 

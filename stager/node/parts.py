@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from stager.core import journal as journal_text
 from stager.core.checksum import crc64
-from stager.core.errors import LocalIOError, NotFound
+from stager.core.errors import LocalIOError, NotFound, StagerError
 from stager.core.journal import Journal, Record
 from stager.core.model import FileIdentity
 from stager.core.units import shown
@@ -31,6 +31,7 @@ _OWN = ".stager"
 _LOCK = f"{_OWN}/fetch.lock"
 _MEMORY_FS = ("tmpfs", "ramfs", "hugetlbfs")
 _UNSTATED = 1 << 62  # bytes: what a filesystem has that states no size
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 Checkpoint = Callable[[int], None]
@@ -51,6 +52,7 @@ class Target:
         self._lock_fd: int | None = None
         self._lock = threading.RLock()
         self._fstype: str | None = None
+        self._refusal: StagerError | None = None
         self.unlocked = False
         """Whether the filesystem has no locks, so that `try_lock` kept nobody out."""
 
@@ -60,8 +62,31 @@ class Target:
         """Whether the folder is there."""
         return os.path.isdir(self.folder)
 
+    @property
+    def read_only(self) -> bool:
+        """Whether `prepare` found that nothing can be written here: what is here already may do. Nobody is kept out then."""
+        return self._refusal is not None
+
     def prepare(self) -> None:
-        """Make the folder, with those above it, and stager's own in it."""
+        """Make the folder, with those above it, and stager's own in it.
+
+        A folder that is there and cannot be written is no error yet: `read_only` says so, and what has to write raises it.
+        """
+        with self._forgiving():
+            self._prepare()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Turns the error that says that nothing can be written in the folder into `read_only`."""
+        try:
+            yield
+        except StagerError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in _READ_ONLY or not self.exists():
+                raise
+            self._refusal = error
+
+    def _prepare(self) -> None:
         with _named(self.folder):
             try:
                 os.makedirs(self.folder, exist_ok=True)
@@ -71,6 +96,15 @@ class Target:
                 ) from exc
             with self._below.folder(_OWN, make=True):
                 pass
+            try:
+                os.close(self._below.open(_LOCK, os.O_RDWR))
+            except (OSError, LocalIOError) as exc:  # of what else is wrong with it `try_lock` tells
+                if getattr(exc, "errno", None) in _READ_ONLY:
+                    raise
+
+    def _must_write(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     def close(self) -> None:
         """Close what is open, and let the next fetch have the folder."""
@@ -115,7 +149,15 @@ class Target:
         """Keep other fetches out, until `close` or the end of this process; None when that is done, else words for who is in.
 
         Where the filesystem has no locks nobody can be kept out: that counts as done, and `unlocked` says so.
+        So does a folder that is `read_only`.
         """
+        holder = None
+        if not self.read_only:
+            with self._forgiving():
+                holder = self._try_lock()
+        return holder
+
+    def _try_lock(self) -> str | None:
         with _named(f"{self.folder}/{_LOCK}"):
             fd = self._below.open(_LOCK, os.O_RDWR | os.O_CREAT)
             try:
@@ -153,6 +195,7 @@ class Target:
 
     def append(self, record: Record) -> None:
         """Note `record`; from any thread. It is not on disk before the system likes: what it claims is checked when it is read."""
+        self._must_write()
         with self._lock, _named(f"{self.folder}/{journal_text.PATH}"):
             if self._journal is None:
                 self._journal = self._open_journal()
@@ -182,6 +225,7 @@ class Target:
 
     def write_small(self, path: str, data: bytes) -> None:
         """Replace a small file in one step, on disk when this returns."""
+        self._must_write()
         with _named(f"{self.folder}/{path}"):
             self._below.replace(path, data)
 
@@ -218,6 +262,7 @@ class Target:
         `LocalIOError` when something other than a file has the final name.
         """
         name = f"{path}{PART}"
+        self._must_write()
         self.stat(path)
         with _named(f"{self.folder}/{name}"):
             fd = self._below.open_own(name, os.O_RDWR)
@@ -300,6 +345,7 @@ class Target:
 
     def remove(self, path: str) -> None:
         """Unlink `path`, and the folders that it leaves empty. What is gone already is no error."""
+        self._must_write()
         with _named(f"{self.folder}/{path}"), suppress(FileNotFoundError):
             self._below.unlink(path)
             while "/" in path:
