@@ -88,7 +88,7 @@ def test_a_snapshot_with_a_link_to_nothing_is_incomplete(box: Box) -> None:
 def test_what_is_left_out(box: Box) -> None:
     keep = ["model.data", "deep/er/model.data", ".hidden.data"]
     drop = [".stager/manifest.data", ".git/objects/x", "._____temp/model.data", "a.incomplete", "b.part", "c.lock",
-            ".cache/huggingface/download/x.metadata", ".locks/y"]  # fmt: skip
+            ".cache/huggingface/download/x.metadata", ".locks/y", "lost+found/z"]  # fmt: skip
     for name in (*keep, *drop):
         os.makedirs(os.path.dirname(box.path("m", name)), exist_ok=True)
         Path(box.path("m", name)).write_bytes(b"x" * 100)

@@ -728,6 +728,7 @@ def test_weights_are_told_by_name(path, weight):
         ("model.gguf.crdownload", True),
         ("model.lock", True),
         (".locks/x", True),
+        ("lost+found/x", True),
         ("parts/part.bin", False),
     ],
 )

@@ -660,6 +660,26 @@ def test_remove_takes_the_folders_left_empty_and_no_others(target: Target, outsi
         target.remove("kept")
 
 
+@pytest.mark.root
+def test_what_is_mounted_below_is_not_its_own(target: Target, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("keep me")
+    (place_of(target) / "lost+found").mkdir()
+    (place_of(target) / "lost+found" / "x").touch()
+    (place_of(target) / "mine").touch()
+    for kind, what, options in (("none", str(tmp_path / "elsewhere"), "bind"), ("tmpfs", "none", "size=1m")):
+        point = place_of(target) / "below"
+        point.mkdir(exist_ok=True)
+        with mounted(kind, what, str(point), options):
+            (point / "precious").write_text("keep me")
+            assert list(target.names()) == ["mine"]
+            with pytest.raises(LocalIOError, match="another mount"):
+                target.remove("below/precious")
+            assert (point / "precious").read_text() == "keep me"
+    target.remove("below/gone")
+    target.remove("gone/too")
+
+
 def test_only_its_own_folder_at_the_top_is_left_out(target: Target) -> None:
     place_of(target, ".stager/x").write_text("")
     place_of(target, "sub/.stager").mkdir(parents=True)

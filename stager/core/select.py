@@ -10,6 +10,7 @@ from itertools import pairwise
 _FOLDERS = {
     ".stager": "stager's own folder",
     ".git": "git's own folder",
+    "lost+found": "the filesystem's own folder",  # at the root of ext4, and nobody but root may look into it
     ".locks": "a folder of lock files",
     "._____temp": "an unfinished download",  # ModelScope's
     ".ossutil_checkpoint": "an unfinished download",

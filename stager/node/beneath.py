@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 from stager.core.errors import LocalIOError
 from stager.core.units import shown
+from stager.node import mounts
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CANNOT_SYNC = (
@@ -79,6 +80,13 @@ class Beneath:
         """What has this name; a symlink is itself."""
         with self.parent(path) as (fd, name):
             return os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+    def same_mount(self, folder: str) -> bool:
+        """Whether `folder` lies on the mount that the root lies on, so that nothing is mounted on the way. False for a folder that is gone."""
+        with suppress(FileNotFoundError), self.folder("") as root, self.folder(folder) as fd:
+            same_device = os.fstat(fd).st_dev == os.fstat(root).st_dev
+            return same_device and mounts.mount_id_of(fd) == mounts.mount_id_of(root)
+        return False
 
     def entries(self, folder: str) -> list[tuple[str, int]]:
         """Names in a folder, ascending, and what they are (st_mode). What vanishes meanwhile is left out, the folder itself too."""

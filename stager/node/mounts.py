@@ -90,12 +90,13 @@ def mount_id(path: str) -> int:
     """The id of the mount that `path` lies on. O_PATH: the file is looked up, not opened. Raises ``OSError``."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return _mount_id(fd)
+        return mount_id_of(fd)
     finally:
         os.close(fd)
 
 
-def _mount_id(fd: int) -> int:
+def mount_id_of(fd: int) -> int:
+    """The id of the mount that the open `fd` lies on; -1 where the kernel does not say. Raises ``OSError``."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
         for line in file:
             if line.startswith("mnt_id:"):
@@ -108,7 +109,10 @@ def identity(path: str) -> MountIdentity:
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         return MountIdentity(
-            os.fstat(fd).st_dev, _mount_id(fd), syscalls.unique_mount_id(fd), os.readlink("/proc/self/ns/mnt")
+            os.fstat(fd).st_dev,
+            mount_id_of(fd),
+            syscalls.unique_mount_id(fd),
+            os.readlink("/proc/self/ns/mnt"),
         )
     finally:
         os.close(fd)

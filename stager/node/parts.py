@@ -28,6 +28,7 @@ from stager.node.partfile import FULL, PART, PartFile, blocks, failure
 __all__ = ["Checkpoint", "PartFile", "Target"]
 
 _OWN = ".stager"
+_LOST = "lost+found"
 _LOCK = f"{_OWN}/fetch.lock"
 _MEMORY_FS = ("tmpfs", "ramfs", "hugetlbfs")
 _UNSTATED = 1 << 62  # bytes: what a filesystem has that states no size
@@ -330,23 +331,36 @@ class Target:
             return 0
 
     def names(self) -> Iterator[str]:
-        """Every regular file and symlink below the folder, without what is stager's own. Symlinks are named, not followed."""
+        """Every regular file and symlink below the folder, without what is stager's own. Symlinks are named, not followed.
+
+        What is mounted somewhere below is not looked into, nor ``lost+found``: a fetch did not bring it.
+        """
         waiting = [""]
         while waiting:
             below = waiting.pop()
             with _named(f"{self.folder}/{below}"):
+                if below and not self._below.same_mount(below):
+                    continue
                 entries = self._below.entries(below)
             for name, kind in entries:
                 path = f"{below}/{name}" if below else name
-                if stat_module.S_ISDIR(kind) and path != _OWN:
+                if stat_module.S_ISDIR(kind) and path != _OWN and name != _LOST:
                     waiting.append(path)
                 elif stat_module.S_ISREG(kind) or stat_module.S_ISLNK(kind):
                     yield path
 
     def remove(self, path: str) -> None:
-        """Unlink `path`, and the folders that it leaves empty. What is gone already is no error."""
+        """Unlink `path`, and the folders that it leaves empty. What is gone already is no error.
+
+        Raises `LocalIOError` when it lies on another mount than the folder.
+        """
         self._must_write()
         with _named(f"{self.folder}/{path}"), suppress(FileNotFoundError):
+            self._below.stat(path)
+            if not self._below.same_mount(path.rpartition("/")[0]):
+                raise LocalIOError(
+                    f"`{shown(self.folder)}/{shown(path)}` lies on another mount: it is not removed"
+                )
             self._below.unlink(path)
             while "/" in path:
                 path = path.rpartition("/")[0]
