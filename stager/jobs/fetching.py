@@ -148,6 +148,8 @@ class Fetching:
         self._recent.append((now, done))
         (first, before), (last, after) = self._recent[0], self._recent[-1]
         rate = (after - before) / max(1e-6, last - first)
+        if len(self._assembly.finished) < len(self._tasks):
+            done = min(done, max(0, self._total - 1))  # it is not over before the last file has its name
         left = max(0, self._total - done)
         return Progress(
             "fetch",
