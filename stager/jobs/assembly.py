@@ -165,12 +165,13 @@ class Assembly:
         if not self._proven(index, crc):
             self._take_back(index, part, crc)
             return
-        wanted = self._entries[index].sha256
-        if self._sha256 and wanted is not None and part.sha256(checkpoint) != wanted.lower():
+        stated = self._entries[index].sha256
+        sha256 = stated.lower() if self._sha256 and stated is not None else None
+        if sha256 is not None and part.sha256(checkpoint) != sha256:
             self._take_back(index, part, crc)
             return
         identity = part.finish()
-        whole = Whole(task.path, task.size, task.etag, crc, identity.inode, identity.mtime_ns)
+        whole = Whole(task.path, task.size, task.etag, crc, identity.inode, identity.mtime_ns, sha256)
         self._target.append(whole)
         with self._lock:
             file.done = True

@@ -213,9 +213,7 @@ class Fetch:
             self._fetching = Fetching(wanted, reckoning.tasks, assembly, self._reporter)
             await self._fetching.run()
             for at, index in enumerate(reckoning.wanted):
-                sha256 = reckoning.entries[index].sha256 if options.verify is Verify.SHA256 else None
-                proven = replace(assembly.finished[at], sha256=sha256.lower() if sha256 else None)
-                reckoning.whole[index] = proven
+                reckoning.whole[index] = assembly.finished[at]
         for name in superfluous:
             await runtime.in_thread(f"removing {shown(name)}", partial(self._target.remove, name))
             self._removed += 1
