@@ -732,8 +732,32 @@ def test_an_object_that_changes_meanwhile(bed: Bed, source: str) -> None:
     assert not bed.box.ready(bed.dir)
     assert WEIGHT not in names_in(bed.dir)
     assert read_manifest(bed.dir)["state"] == "updating"
-    bed.good()
+    assert bed.good()["mended"] == 0, "what is here of the older version is not taken for the new one"
     assert Path(bed.dir, WEIGHT).read_bytes() == new
+    assert bed.box.ready(bed.dir)
+
+
+def test_an_object_that_changes_before_its_turn(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    new = os.urandom(os.path.getsize(os.path.join(source, WEIGHT)))
+    with halted(bed, "-P", "1", "--no-adapt", name="model-00001-of-00003.safetensors") as running:
+        assert bed.oss.bytes_sent(f"*{WEIGHT}") == 0
+        bed.put(WEIGHT, new)
+    done = running.finish()
+    assert (done.code, done.event("error")["slug"]) == (5, "changed"), str(done)
+    assert WEIGHT not in names_in(bed.dir), "files of two versions are no model"
+    assert bed.oss.log.count(operation="GetObject", key=f"*{WEIGHT}", status=206) == 0
+
+
+def test_the_gate_is_closed_while_more_is_fetched(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    bed.good()
+    assert bed.box.ready(bed.dir)
+    bed.put("new.bin", os.urandom(2 * MIB))
+    with halted(bed, name="new.bin") as running:
+        assert bed.box.state == "failed"
+        assert not bed.box.ready()
+    assert running.finish().code == 0
     assert bed.box.ready(bed.dir)
 
 
