@@ -53,19 +53,6 @@ def of_a_role(bed: Bed, sts: Sts) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_twenty_of_a_kind_in_one_fetch(bed: Bed, kind: str) -> None:
-    source = small_model(bed.box.path("source"), 24)
-    bed.serve(source)
-    fault = bed.oss.faults.add(Fault(kind, times=TIMES, operation="GetObject", **KINDS[kind]))
-    done = bed.good(*QUICK)
-    assert fault.fired == TIMES
-    same(bed.dir, source)
-    assert bed.sent <= size_of(source) + TIMES * (MIB + 24)
-    if kind != "wrong-crc":  # which only means to ask once more what the checksum is
-        assert done["retried"] >= TIMES
-
-
 def test_all_kinds_mixed_on_large_ranges(bed: Bed, large: str) -> None:
     bed.serve(large)
     for kind, settings in KINDS.items():
