@@ -225,9 +225,8 @@ class Downloading:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._lines: list[Line] = []
-        self._usual: deque[float] = deque(
-            maxlen=_REMEMBERED
-        )  # bytes per second of requests that were answered in full
+        # Bytes per second of requests that were answered in full.
+        self._usual: deque[float] = deque(maxlen=_REMEMBERED)
         self._doubts = [0] * len(tasks)
         self.retried = 0
         self.replaced = 0

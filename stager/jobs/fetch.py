@@ -15,7 +15,7 @@ from stager.core.fetch_reports import FetchForecast, FetchSummary
 from stager.core.journal import Journal, Whole
 from stager.core.location import Scheme
 from stager.core.model import Known, Residency
-from stager.core.outcome import MarkerState
+from stager.core.outcome import MarkerState, Mode
 from stager.core.select import selected
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
@@ -364,7 +364,7 @@ class Fetch:
 
 
 def _refuse_nonsense(options: FetchOptions) -> None:
-    if not options.cache and options.warm.mode.value == "strict":
+    if not options.cache and options.warm.mode is Mode.STRICT:
         raise UsageError("--no-cache and --strict contradict each other", hint="choose one")
     hold = options.warm.hold
     for name, asked in (
