@@ -212,6 +212,9 @@ def test_nothing_there_and_folders_within_each_other(bed: Bed, source: str) -> N
     before = tree(copied)
     done = bed.box.run("fetch", copied, os.path.join(copied, "extra"))
     assert (done.code, tree(copied)) == (2, before), str(done)
+    inside = bed.box.run("fetch", "/", bed.dir)
+    assert inside.code == 2, str(inside)
+    assert "within each other" in inside.err
 
 
 # What a manifest promises

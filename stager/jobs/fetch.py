@@ -378,7 +378,7 @@ def _refuse_nonsense(options: FetchOptions) -> None:
             )
     if options.source.scheme is Scheme.FILE:
         source, folder = (os.path.realpath(path) for path in (options.source.prefix, options.folder))
-        if source == folder or folder.startswith(f"{source}/") or source.startswith(f"{folder}/"):
+        if os.path.commonpath((source, folder)) in (source, folder):
             raise UsageError(
                 f"`{shown(options.folder)}` and the source lie within each other",
                 hint="`stager warm` is for models that are on this node already",
