@@ -18,7 +18,7 @@ import pytest
 
 PACKAGE = "stager"
 ROOT = Path(__file__).resolve().parent.parent / PACKAGE
-FLOORS = ("core", "node", "store", "hub", "engine", "jobs", "cli")  # from the ground up
+FLOORS = ("core", "node", "net", "store", "hub", "engine", "jobs", "cli")  # from the ground up
 OWNERS = {  # third-party library -> the module or folder that may import it
     "click": "stager.cli",
     "anyio": "stager.engine",
@@ -27,9 +27,10 @@ OWNERS = {  # third-party library -> the module or folder that may import it
     "oss2": "stager.store.oss",
     "fastcrc": "stager.core.checksum",
     "modelscope": "stager.hub.modelscope",
+    "modelscope_hub": "stager.hub.modelscope",  # what modelscope hands its calls to; its errors are named there
     "huggingface_hub": "stager.hub.huggingface",
 }
-ONLY_WHEN_USED = {"tqdm", "oss2", "modelscope", "huggingface_hub"}  # slow imports, never at module level
+ONLY_WHEN_USED = {"tqdm", "oss2", "modelscope", "modelscope_hub", "huggingface_hub"}  # slow imports, never at module level
 WORLD = {  # what would let core touch the world; a decision takes snapshots and does no I/O
     *(
         "os",

@@ -33,13 +33,15 @@ from stager.core.errors import (
     UsageError,
 )
 from stager.core.location import Location
+from stager.net.answers import content_range, retry_after
+from stager.net.failures import unreachable
+from stager.net.route import Origin, Route
 from stager.store.base import BLOCK
 from stager.store.credentials import Credentials
 from stager.store.opening import StoreOptions
 from stager.store.oss import OssStore
-from stager.store.oss.answers import content_range, part_page, retry_after
-from stager.store.oss.failures import garbled, refused, unreachable
-from stager.store.oss.route import Origin, Route
+from stager.store.oss.answers import part_page
+from stager.store.oss.failures import garbled, refused
 from stager.store.oss.upload import PART_FLOOR, part_size
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss
@@ -929,7 +931,7 @@ def test_names_of_buckets_and_domains_through_a_proxy(
 def test_a_proxy_is_left_out_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", ".internal.example.com,oss-cn-hangzhou-internal.aliyuncs.com")
-    route = Route(StoreOptions(), {})
+    route = Route(environ={})
 
     def asked(url: str) -> str | None:
         found = route.proxy(Origin.of(url))
@@ -949,7 +951,7 @@ def test_a_proxy_is_left_out_where_the_environment_says_so(monkeypatch: pytest.M
 def test_a_network_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv(variable, "example.com, 10.0.0.0/8,192.168.7.1/24,[fd00::]/8,not/a/net,")
-    route = Route(StoreOptions(), {})
+    route = Route(environ={})
     for inside in ("10.0.0.1", "10.255.3.4:8080", "192.168.7.200", "[fd12::1]", "[fd12::1]:8080"):
         assert route.proxy(Origin.of(f"http://{inside}/k")) is None
     for outside in ("11.0.0.1", "192.168.8.1", "[2001:db8::1]:80", "10.example.org"):
@@ -998,7 +1000,7 @@ def test_a_proxy_of_another_kind_is_refused_without_its_password(
 ) -> None:
     monkeypatch.setenv("http_proxy", text)
     with pytest.raises(UsageError) as caught:
-        Route(StoreOptions(), {}).proxy(Origin.of("http://models.example.com/k"))
+        Route(environ={}).proxy(Origin.of("http://models.example.com/k"))
     assert "hidden" not in str(caught.value)
 
 

@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-BLOCK = 1 << 20
-"""Bytes at most that a sink is given at once, and that `Upload.part` sends between two looks at the clock."""
+from stager.net.connection import BLOCK, Pace
+
+__all__ = ["BLOCK", "Pace", "Reader", "Sink", "Store", "StoredObject", "Unfinished", "Upload", "UploadedPart"]
 
 Sink: TypeAlias = Callable[[memoryview], None]
 """Gets the bytes of a read, in order, at most `BLOCK` at once. The view is valid only during the call. What it raises ends the read
 and comes out of it unchanged; the reader stays usable."""
-
-Pace: TypeAlias = Callable[[int], None]
-"""Called with the size of the next block, at most `BLOCK`, before it is sent. It may wait. What it raises ends the call and comes out of
-it unchanged."""
 
 
 @dataclass(frozen=True, slots=True)

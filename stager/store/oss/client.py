@@ -14,12 +14,13 @@ from typing import Any
 from stager.core.errors import AccessDenied, CredentialsExpired, StagerError, UsageError
 from stager.core.location import Location
 from stager.core.units import shown
+from stager.net.failures import unreachable
+from stager.net.route import Route
 from stager.store.credentials import Credentials, Source
 from stager.store.opening import StoreOptions
 from stager.store.oss import endpoint as endpoints
 from stager.store.oss.endpoint import Endpoint, Style
-from stager.store.oss.failures import garbled, refused, unreachable
-from stager.store.oss.route import Route
+from stager.store.oss.failures import garbled, refused
 from stager.store.oss.wire import Line, Pool
 
 _SIGNATURES = ("v4", "v1")
@@ -37,7 +38,12 @@ class Client:
             raise UsageError(f"`{shown(options.signature)}` is not a signature version", hint="v4 or v1")
         self.location = location
         self.source = source
-        self.route = Route(options, environ)
+        self.route = Route(
+            connect_timeout=options.connect_timeout,
+            read_timeout=options.read_timeout,
+            source_ips=options.source_ips,
+            environ=environ,
+        )
         self._options = options
         self._signer = _Signer(source)
         self._pool = Pool(self.route)

@@ -6,10 +6,11 @@ import http.client
 from typing import Any
 
 from stager.core.errors import Interrupted, ObjectChanged, RemoteError
+from stager.net.answers import content_range
+from stager.net.failures import unreachable
 from stager.store.base import BLOCK, Sink, StoredObject
-from stager.store.oss.answers import content_range, described
+from stager.store.oss.answers import described
 from stager.store.oss.client import Client
-from stager.store.oss.failures import unreachable
 from stager.store.oss.wire import Line
 
 

@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,6 @@ from urllib.request import getproxies, proxy_bypass
 
 from stager.core.errors import AccessDenied, RemoteError, UsageError
 from stager.core.units import shown
-from stager.store.opening import StoreOptions
 
 _turn = (
     itertools.count()
@@ -63,13 +62,20 @@ class Proxy:
 
 
 class Route:
-    """How this process reaches OSS. Any thread may use it."""
+    """How this process reaches servers. Any thread may use it."""
 
-    def __init__(self, options: StoreOptions, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises `UsageError` for a source address that is none."""
-        self.connect_timeout = options.connect_timeout
-        self.read_timeout = options.read_timeout
-        self._sources = tuple(_address(text) for text in options.source_ips)
+    def __init__(
+        self,
+        *,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 20.0,
+        source_ips: Sequence[str] = (),
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Timeouts in seconds; `source_ips` are bound in turn. Raises `UsageError` for a source address that is none."""
+        self.connect_timeout = connect_timeout
+        self.read_timeout = read_timeout
+        self._sources = tuple(_address(text) for text in source_ips)
         self._environ = environ
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None

@@ -1,0 +1,1 @@
+"""How bytes travel: connections, proxies, certificates, and what their trouble means."""
