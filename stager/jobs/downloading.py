@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Protocol
 
 from stager.core.checksum import crc64
@@ -20,6 +18,7 @@ from stager.core.pieces import Piece
 from stager.core.units import shown
 from stager.engine.lanes import Checkpoint, Lanes, Lease, LeaseReturned
 from stager.engine.pace import Controller, PaceReport
+from stager.jobs.lines import Line, Lines, Pauses
 from stager.store.opening import open_store
 
 if TYPE_CHECKING:
@@ -28,17 +27,10 @@ if TYPE_CHECKING:
     from stager.core.location import Location
     from stager.core.model import Span
     from stager.node.partfile import PartFile
-    from stager.store.base import Reader, Store
+    from stager.store.base import Store
     from stager.store.opening import StoreOptions
 
 _START = 8  # lanes at first: one connection to OSS gives 50 to 200 MB/s, so fewer only cost time
-# A connection below this share of its siblings' median, for so many seconds, hangs on a slow replica or a lossy path: a
-# new one is likely to be served by another. Connections that share one line differ by a factor of two or so.
-_SLOW_SHARE = 0.2
-_SLOW_S = 3.0
-_SIBLINGS = 3  # fewer do not tell what is normal
-_REMEMBERED = 32  # requests, so that the last ones of a fetch have somebody to be compared with
-_TELLING = 4 << 20  # bytes; a shorter request is mostly waiting
 _STALE_ANSWERS = (
     20  # 412s in a row about an object that is what it was, before that is believed to be an error
 )
@@ -113,53 +105,6 @@ class Download(Protocol):
         """Drop connections that are far slower than their siblings: their ranges are taken over. Call it every second or less."""
 
 
-class Line:
-    """What a lane keeps: its connection, and how fast that is."""
-
-    def __init__(self, reader: Reader, close: Callable[[Line], None]) -> None:
-        self.reader = reader
-        self.moved = 0  # bytes over all requests
-        self._reading = False
-        self._strikes = 0  # connections in a row that were dropped
-        self._close = close
-        self._marks: list[tuple[float, int]] = []
-
-    def begin(self) -> None:
-        """A request begins."""
-        self._marks = [(time.monotonic(), self.moved)]
-        self._reading = True
-
-    def end(self) -> float:
-        """The request is over; bytes per second of all of it."""
-        self._reading = False
-        began, before = self._marks[0]
-        return (self.moved - before) / max(1e-6, time.monotonic() - began)
-
-    def good(self) -> None:
-        """The connection did what was asked."""
-        self._strikes = 0
-
-    def rate(self, now: float) -> float | None:
-        """Bytes per second lately; None until the request has lasted long enough to tell."""
-        patience = _SLOW_S * 2**self._strikes
-        if not self._reading or now - self._marks[0][0] < patience:
-            return None
-        self._marks = [self._marks[0], *self._marks[-64:], (now, self.moved)]
-        then, before = [mark for mark in self._marks if now - mark[0] >= patience][-1]
-        return (self.moved - before) / (now - then)
-
-    def strike(self) -> None:
-        """Drop the connection. Its successor is given twice the time, in case the store is like that."""
-        self._strikes += 1
-        self.begin()
-        self.reader.interrupt()
-
-    def close(self) -> None:
-        """Give the connection back."""
-        self._close(self)
-        self.reader.close()
-
-
 class _Trail:
     """What one answer has brought so far: written, and noted piece by piece, so that a kill costs a few megabytes in each lane."""
 
@@ -222,15 +167,12 @@ class Downloading:
         self._tasks = tasks
         self._parts = parts
         self._on_retry = on_retry
-        self._local = threading.local()
+        self._pauses = Pauses()
+        self._lines = Lines()
         self._lock = threading.Lock()
-        self._lines: list[Line] = []
-        # Bytes per second of requests that were answered in full.
-        self._usual: deque[float] = deque(maxlen=_REMEMBERED)
         self._doubts = [0] * len(tasks)
         self.retried = 0
-        self.replaced = 0
-        self._store: Store = open_store(location, options, pause=self._pause, on_retry=self._retry)
+        self._store: Store = open_store(location, options, pause=self._pauses, on_retry=self._retry)
         self.controller = Controller(lanes, min(_START, lanes), adapt=adapt)
         self.lanes: Lanes[Line] = Lanes(
             spans,
@@ -239,6 +181,11 @@ class Downloading:
             controller=self.controller,
             rouse=lambda line: line.reader.interrupt(),
         )
+
+    @property
+    def replaced(self) -> int:
+        """Slow connections that were dropped."""
+        return self._lines.replaced
 
     @property
     def done(self) -> int:
@@ -273,30 +220,12 @@ class Downloading:
 
     def watch(self) -> None:
         """Drop connections that are far slower than others were or are: their ranges are taken over. Call it every second or less."""
-        now = time.monotonic()
-        with self._lock:
-            rates = [(rate, line) for line in self._lines if (rate := line.rate(now)) is not None]
-            usual = list(self._usual)
-        # When all are slow now, it is not the connections. When few are left, what was usual before tells.
-        siblings = [rate for rate, _ in rates]
-        known = [median(some) for some in (siblings, usual) if len(some) > _SIBLINGS]
-        normal = min(known, default=0.0)
-        for rate, line in rates:
-            if rate < _SLOW_SHARE * normal:
-                line.strike()
-                self.replaced += 1
+        self._lines.watch()
 
     # In the lanes' threads
 
     def _line(self) -> Line:
-        line = Line(self._store.reader(), self._forget)
-        with self._lock:
-            self._lines.append(line)
-        return line
-
-    def _forget(self, line: Line) -> None:
-        with self._lock:
-            self._lines.remove(line)
+        return self._lines.open(self._store.reader())
 
     def _retry(self, doing: str, error: Exception) -> None:
         with self._lock:
@@ -304,19 +233,9 @@ class Downloading:
         if self._on_retry is not None:
             self._on_retry(doing, error)
 
-    def _pause(self, seconds: float) -> None:
-        """Wait in a lane, but not beyond the end of the run."""
-        checkpoint: Checkpoint | None = getattr(self._local, "checkpoint", None)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _PAUSE_S))
-            if checkpoint is not None:
-                checkpoint(0)
-
     def _read(self, lease: Lease, line: Line, checkpoint: Checkpoint) -> None:
         """One range: read, written, its CRC taken on the way. What was written counts, however the read ended."""
-        self._local.checkpoint = checkpoint
-        with self._parts.part(lease.span.index) as part:
+        with self._pauses.ended_by(checkpoint), self._parts.part(lease.span.index) as part:
             self._read_into(part, lease, line, checkpoint)
 
     def _read_into(self, part: PartFile, lease: Lease, line: Line, checkpoint: Checkpoint) -> None:
@@ -336,7 +255,7 @@ class Downloading:
         line.begin()
         try:
             answered = line.reader.read(task.name, start, length, sink, etag=task.etag).crc64
-            self._answered(line, length)
+            self._lines.answered(line, length)
         except Interrupted:
             raise LeaseReturned from None
         except ObjectChanged:
@@ -345,13 +264,6 @@ class Downloading:
         finally:
             line.end()
             trail.end(answered)
-
-    def _answered(self, line: Line, length: int) -> None:
-        rate = line.end()
-        line.good()
-        if length >= _TELLING:
-            with self._lock:
-                self._usual.append(rate)
 
     def _doubt(self, index: int) -> None:
         """The store says that an object has changed. Raise `ObjectChanged` when it really has."""
@@ -365,4 +277,4 @@ class Downloading:
                 f"`{shown(task.name)}` was replaced while it was being fetched",
                 hint="fetch again once whoever writes the model has finished",
             )
-        self._pause(_PAUSE_S)
+        self._pauses(_PAUSE_S)
