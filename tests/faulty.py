@@ -110,9 +110,12 @@ class Faulty:
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
         resume: bool = False,
+        discard: bool = False,
     ) -> FaultyUpload:
         fault = self.begin("upload", name)
-        made = self.store.upload(name, size, metadata=metadata, replace=replace, resume=resume)
+        made = self.store.upload(
+            name, size, metadata=metadata, replace=replace, resume=resume, discard=discard
+        )
         if fault is not None:
             raise fault.error()
         return FaultyUpload(self, made, name, gone=NotFound if replace else ObjectExists)
@@ -171,7 +174,7 @@ class FaultyUpload:
     def __init__(self, faulty: Faulty, upload: Upload, name: str, gone: type[StagerError]) -> None:
         self._faulty, self._upload, self._name, self._gone = faulty, upload, name, gone
         self._completed: StagerError | None = None
-        self.part_size, self.parts = upload.part_size, upload.parts
+        self.concurrent, self.part_size, self.parts = upload.concurrent, upload.part_size, upload.parts
 
     def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
         fault = self._faulty.begin("part", f"{self._name} {number}")

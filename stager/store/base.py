@@ -26,7 +26,8 @@ class StoredObject:
 
     `etag` is without quotes. `crc64` is OSS's CRC-64 of the content (CRC-64/XZ); None where the answer does not carry it (listings
     never do). `modified` is in seconds since 1970. `readable` is False for an object of an archive class that must be restored
-    first; None when the answer does not tell (a listing shows the class but not whether the object was restored).
+    first; None when the answer does not tell (a listing shows the class but not whether the object was restored). `age` is how many seconds ago it
+    was modified by the store's own clock, from `Store.head` alone; None where that is not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StoredObject:
     storage_class: str = "Standard"
     readable: bool | None = True
     metadata: Mapping[str, str] = field(default_factory=dict)
+    age: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,12 @@ class Reader(Protocol):
 class Upload(Protocol):
     """An object on its way in: parts in ascending order, then `complete`. The object appears whole or not at all.
 
-    One thread at a time. `parts` are those that the store has already: after ``resume`` perhaps some from an earlier process.
+    `parts` are those that the store has already: after ``resume`` perhaps some from an earlier process. One thread at a time; where it is
+    `concurrent`, `part` may be called from several at once, with different numbers in any order. Where it is not, parts must come in ascending order,
+    each once, beginning after the last of `parts`.
     """
 
+    concurrent: bool
     part_size: int
     parts: tuple[UploadedPart, ...]
 
@@ -129,10 +134,12 @@ class Store(Protocol):
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
         resume: bool = False,
+        discard: bool = False,
     ) -> Upload:
         """Begins the object `name` of `size` bytes. Small ones are one part, and sent in one request by `complete`.
 
-        `part_size` follows from `size` alone. With `resume` the newest unfinished upload of that name goes on where there is one.
+        `part_size` follows from `size` alone. With `resume` the newest unfinished upload of that name goes on where there is one; with `discard` all
+        unfinished uploads of that name are aborted first.
         Without `replace` an object that is there is not touched (`ObjectExists`, at the latest from `complete`).
         """
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace as changed
 
 from stager.core.errors import (
     AccessDenied,
@@ -51,7 +53,8 @@ class DirectoryStore:
         """As `Store.head`."""
         path = self._path_of(name)
         try:
-            return stored(name, os.stat(path))
+            found = stored(name, os.stat(path))
+            return changed(found, age=max(0.0, time.time() - found.modified))
         except OSError as exc:
             raise _translated(exc, path) from exc
 
@@ -67,12 +70,16 @@ class DirectoryStore:
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002  # a folder has no place for it
         replace: bool = True,
         resume: bool = False,
+        discard: bool = False,
     ) -> DirectoryUpload:
-        """As `Store.upload`; `metadata` is dropped. What a resumed upload has is read again for its parts' CRC."""
+        """As `Store.upload`; `metadata` is dropped. What a resumed upload has is read again for its parts' CRC.
+
+        `discard` leaves the uploads alone that a running process holds.
+        """
         path = self._writable(name)
         if not replace and os.path.lexists(path):
             raise exists(path)
-        return DirectoryUpload(self._path, name, size, replace=replace, resume=resume)
+        return DirectoryUpload(self._path, name, size, replace=replace, resume=resume, discard=discard)
 
     def delete(self, names: Sequence[str]) -> None:
         """As `Store.delete`; folders left empty go too."""

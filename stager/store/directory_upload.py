@@ -19,6 +19,7 @@ PART_SIZE = 16 << 20
 
 _NAME_MAX = 255  # bytes, on every Linux filesystem in use
 _FOLDER_TRIES = 5  # a folder may be removed as empty between its making and the first file in it
+_UPLOADS = 8  # of one name at a time, that `discard` looks for
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -46,19 +47,27 @@ class DirectoryUpload:
     Of two uploads of one name at a time the second takes ``.NAME.1.part``, and so on; a later one finds them again by these names.
     """
 
+    concurrent = False
     part_size = PART_SIZE
 
-    def __init__(self, root: str, name: str, size: int, *, replace: bool, resume: bool) -> None:
-        """Opens the file; with `resume` keeps what is in it. Raises `StagerError` where it cannot be made."""
+    def __init__(
+        self, root: str, name: str, size: int, *, replace: bool, resume: bool, discard: bool = False
+    ) -> None:
+        """Opens the file; with `resume` keeps what is in it. `discard` removes first what uploads that have ended left behind.
+
+        Raises `StagerError` where it cannot be made.
+        """
         self._name, self._size, self._replace = name, size, replace
         self._root, self._final = root, os.path.join(root, name)
         try:
+            if discard:
+                _discard(self._final)
             self._fd, self._part = _claim(self._final)
         except OSError as exc:
             raise from_oserror(exc, f"`{shown(self._final)}`") from exc
         self._done: dict[int, UploadedPart] = {}
         try:
-            if resume:
+            if resume and not discard:
                 self._recall()
             else:
                 os.ftruncate(self._fd, 0)
@@ -175,11 +184,9 @@ class DirectoryUpload:
 
 def _claim(final: str) -> tuple[int, str]:
     """A descriptor of the first ``.part`` of `final` that nobody else has locked, and its path."""
-    folder, base = os.path.split(final)
+    folder = os.path.dirname(final)
     for number in count():
-        suffix = f".{number}.part" if number else ".part"
-        stem = os.fsdecode(os.fsencode(f".{base}")[: _NAME_MAX - len(suffix)])
-        path = os.path.join(folder, stem + suffix)
+        path = _part_path(final, number)
         for _ in range(_FOLDER_TRIES):
             os.makedirs(folder or ".", exist_ok=True)
             fd = _locked(path)
@@ -188,6 +195,26 @@ def _claim(final: str) -> tuple[int, str]:
             if fd >= 0:
                 return fd, path
     raise AssertionError("unreachable")
+
+
+def _part_path(final: str, number: int) -> str:
+    """Where the upload `number` of those that write `final` at a time keeps its bytes."""
+    folder, base = os.path.split(final)
+    suffix = f".{number}.part" if number else ".part"
+    stem = os.fsdecode(os.fsencode(f".{base}")[: _NAME_MAX - len(suffix)])
+    return os.path.join(folder, stem + suffix)
+
+
+def _discard(final: str) -> None:
+    """Removes the ``.part`` files of `final` that nobody has locked: one that is being written may yet be renamed by who does."""
+    for number in range(_UPLOADS):
+        path = _part_path(final, number)
+        if not os.path.lexists(path):
+            continue
+        fd = _locked(path)
+        if fd is not None and fd >= 0:
+            os.unlink(path)
+            os.close(fd)
 
 
 def _locked(path: str) -> int | None:

@@ -59,9 +59,12 @@ class Limited:
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
         resume: bool = False,
+        discard: bool = False,
     ) -> LimitedUpload:
         """As `Store.upload`."""
-        upload = self.adapter.upload(name, size, metadata=metadata, replace=replace, resume=resume)
+        upload = self.adapter.upload(
+            name, size, metadata=metadata, replace=replace, resume=resume, discard=discard
+        )
         return LimitedUpload(upload, self._throttle, self._pause)
 
     def delete(self, names: Sequence[str]) -> None:
@@ -134,6 +137,7 @@ class LimitedUpload:
     def __init__(self, upload: Upload, throttle: Throttle, pause: Callable[[float], None]) -> None:
         """`throttle` is shared by all readers and uploads of the store."""
         self._upload, self._throttle, self._pause = upload, throttle, pause
+        self.concurrent = upload.concurrent
         self.part_size = upload.part_size
         self.parts = upload.parts
 

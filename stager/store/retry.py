@@ -110,11 +110,14 @@ class Retrying:
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
         resume: bool = False,
+        discard: bool = False,
     ) -> RetryingUpload:
         """As `Store.upload`. An answer that is lost leaves an unfinished upload behind at the store."""
 
         def begin() -> Upload:
-            return self._store.upload(name, size, metadata=metadata, replace=replace, resume=resume)
+            return self._store.upload(
+                name, size, metadata=metadata, replace=replace, resume=resume, discard=discard
+            )
 
         return RetryingUpload(self, self.call(f"upload of `{shown(name)}`", begin), name, size)
 
@@ -242,6 +245,7 @@ class RetryingUpload:
     def __init__(self, store: Retrying, upload: Upload, name: str, size: int) -> None:
         """`upload` is that of the object `name` of `size` bytes."""
         self._store, self._upload, self._name, self._size = store, upload, name, size
+        self.concurrent = upload.concurrent
         self.part_size = upload.part_size
         self.parts = upload.parts
         self._done = {part.number: part for part in upload.parts}

@@ -40,6 +40,12 @@ def described(name: str, size: int, headers: Mapping[str, str]) -> StoredObject:
     )
 
 
+def age(headers: Mapping[str, str]) -> float | None:
+    """How many seconds before this answer the object was modified, both by the clock of OSS; None where the answer does not tell."""
+    now, modified = seconds(headers.get("Date")), seconds(headers.get("Last-Modified"))
+    return None if now is None or modified is None else max(0.0, now - modified)
+
+
 def readable_in_listing(storage_class: str, restore: str | None) -> bool | None:
     """What a listing tells of an object: of archived ones only that they were restored."""
     if storage_class not in ARCHIVE:

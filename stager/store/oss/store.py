@@ -13,12 +13,20 @@ from stager.core.units import shown
 from stager.store.base import StoredObject, Unfinished
 from stager.store.credentials import Source, find
 from stager.store.opening import StoreOptions
-from stager.store.oss.answers import described, readable_in_listing
+from stager.store.oss.answers import age, described, readable_in_listing
 from stager.store.oss.client import Client
 from stager.store.oss.endpoint import Endpoint
 from stager.store.oss.failures import stranger
 from stager.store.oss.reader import OssReader
-from stager.store.oss.upload import EMPTY_PAGES, LARGEST, MultipartUpload, SingleUpload, begin, uploads
+from stager.store.oss.upload import (
+    EMPTY_PAGES,
+    LARGEST,
+    MultipartUpload,
+    Sending,
+    SingleUpload,
+    begin,
+    uploads,
+)
 
 _PAGE = 1000  # names in one request, for listings and for deletion: the most that OSS takes
 
@@ -108,7 +116,7 @@ class OssStore:
             found = described(name, result.content_length or 0, result.headers)
         if not found.etag:
             raise stranger(self._client.subject(key))
-        return found
+        return changed(found, age=age(result.headers))
 
     def reader(self) -> OssReader:
         """As `Store.reader`."""
@@ -122,11 +130,11 @@ class OssStore:
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
         resume: bool = False,
+        discard: bool = False,
     ) -> SingleUpload | MultipartUpload:
         """As `Store.upload`. A resumed upload keeps the metadata that it was begun with."""
-        return begin(
-            self._client, self._prefix, name, size, metadata=metadata or {}, replace=replace, resume=resume
-        )
+        sending = Sending(self._client, self._prefix, name, size, metadata or {}, replace=replace)
+        return begin(sending, resume=resume, discard=discard)
 
     def delete(self, names: Sequence[str]) -> None:
         """As `Store.delete`."""

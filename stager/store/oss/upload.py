@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace as changed
@@ -58,49 +59,69 @@ def uploads(client: Client, prefix: str) -> Iterator[Unfinished]:
         marker = following
 
 
-class _Sending:
-    """What both kinds of upload share: the object, its headers, and one connection for its bytes."""
+class Sending:
+    """What both kinds of upload share: the object, its headers, and the connections for its bytes.
+
+    There are as many connections as calls of `bulk` at once, kept alive between them, each with an oss2 bucket of its own.
+    """
 
     def __init__(
         self, client: Client, prefix: str, name: str, size: int, metadata: Mapping[str, str], *, replace: bool
     ) -> None:
+        """The object `name` below `prefix`. Raises `UsageError` for a name or metadata that OSS does not take."""
         self.client, self.name, self.size = client, name, size
         self.key = client.key(prefix, name)
         self.subject = client.subject(self.key)
         self.metadata = dict(metadata)
         self.guard = {} if replace else _FORBID
         self.headers = {**self.guard, **_headers(metadata, self.subject)}
-        self._line = Line(client.route)
-        self._bucket: Any = None
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Line, Any]] = []
+        self._closed = False
 
     @contextmanager
     def bulk(self, pace: Pace | None) -> Iterator[Any]:
-        """An oss2 bucket over the own connection, which does not outlive an error."""
-        self._line.pace, self._line.own = pace, None
+        """An oss2 bucket over a connection that nobody else uses meanwhile, and that does not outlive an error. From any thread."""
+        with self._lock:
+            line, bucket = self._idle.pop() if self._idle else (Line(self.client.route), None)
+        line.pace, line.own = pace, None
         try:
-            with self.client.translated(self.subject, key=self.key, line=self._line):
-                if self._bucket is None:
-                    self._bucket = self.client.bucket(self._line)
-                yield self._bucket
-                if self._line.answer is not None:
-                    self._line.answer.read()
+            with self.client.translated(self.subject, key=self.key, line=line):
+                if bucket is None:
+                    bucket = self.client.bucket(line)
+                yield bucket
+                if line.answer is not None:
+                    line.answer.read()
         except BaseException:
-            self.close()
+            line.connection.drop()
             raise
         finally:
-            self._line.pace = None
+            line.pace = None
+        with self._lock:
+            if not self._closed:
+                self._idle.append((line, bucket))
+                return
+        line.connection.drop()
 
     def made(self, result: Any) -> StoredObject:
+        """The object that was made, by the answer that says so."""
         return changed(described(self.name, self.size, result.headers), metadata=self.metadata)
 
     def close(self) -> None:
-        self._line.connection.drop()
+        """Closes the connections: idle ones now, the others after use. May be called twice."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for line, _ in idle:
+            line.connection.drop()
 
 
 class SingleUpload:
     """An `Upload` of an object small enough for one request, which `complete` sends."""
 
-    def __init__(self, sending: _Sending) -> None:
+    concurrent = False
+
+    def __init__(self, sending: Sending) -> None:
         """Nothing is sent before `complete`."""
         self.part_size = part_size(sending.size)
         self.parts: tuple[UploadedPart, ...] = ()
@@ -133,14 +154,17 @@ class SingleUpload:
 
 
 class MultipartUpload:
-    """An `Upload` in parts. `upload_id` is what OSS calls it by."""
+    """An `Upload` in parts, each over a connection of its own. `upload_id` is what OSS calls it by."""
 
-    def __init__(self, sending: _Sending, upload_id: str, parts: tuple[UploadedPart, ...]) -> None:
+    concurrent = True
+
+    def __init__(self, sending: Sending, upload_id: str, parts: tuple[UploadedPart, ...]) -> None:
         """`parts` are those that are there already and fit."""
         self.part_size = part_size(sending.size)
         self.parts = parts
         self.upload_id = upload_id
         self._sending = sending
+        self._lock = threading.Lock()
         self._sent = {part.number: part for part in parts}
         self._count = -(-sending.size // self.part_size)
         self._ended = False
@@ -153,7 +177,9 @@ class MultipartUpload:
         with sending.bulk(pace) as bucket:
             result = bucket.upload_part(sending.key, self.upload_id, number, data.cast("B"))
         _agree(result.crc, crc, f"part {number} of {sending.subject}")
-        part = self._sent[number] = UploadedPart(number, data.nbytes, result.etag or "", crc)
+        part = UploadedPart(number, data.nbytes, result.etag or "", crc)
+        with self._lock:
+            self._sent[number] = part
         return part
 
     def complete(self) -> StoredObject:
@@ -161,7 +187,8 @@ class MultipartUpload:
         import oss2  # type: ignore[import-untyped]
 
         sending = self._sending
-        parts = [part for _, part in sorted(self._sent.items())]
+        with self._lock:
+            parts = [part for _, part in sorted(self._sent.items())]
         if [part.number for part in parts] != list(range(1, self._count + 1)):
             raise ValueError(f"{len(parts)} parts of {self._count} are there")
         infos = [oss2.models.PartInfo(part.number, part.etag) for part in parts]
@@ -194,41 +221,43 @@ class MultipartUpload:
         self._sending.close()
         if self._ended:
             return
-        try:
-            with self._sending.client.translated(self._sending.subject):
-                self._sending.client.control.abort_multipart_upload(self._sending.key, self.upload_id)
-        except NotFound:
-            pass  # it is gone, which is what was wanted
+        _abort(self._sending, self.upload_id)
         self._ended = True
 
     def _expected(self, number: int) -> int:
         return min(self.part_size, self._sending.size - (number - 1) * self.part_size)
 
 
-def begin(
-    client: Client,
-    prefix: str,
-    name: str,
-    size: int,
-    *,
-    metadata: Mapping[str, str],
-    replace: bool,
-    resume: bool,
-) -> SingleUpload | MultipartUpload:
+def begin(sending: Sending, *, resume: bool, discard: bool) -> SingleUpload | MultipartUpload:
     """As `Store.upload`. A resumed upload keeps the metadata that it was begun with."""
-    sending = _Sending(client, prefix, name, size, metadata, replace=replace)
-    if size <= part_size(size):
-        return SingleUpload(sending)
-    if resume and (found := _newest(sending)) is not None:
+    single = sending.size <= part_size(sending.size)
+    if discard:
+        for one in _begun(sending):
+            _abort(sending, one.upload_id)
+    elif resume and not single and (found := _newest(sending)) is not None:
         return found
-    with client.translated(sending.subject):
-        upload_id = client.control.init_multipart_upload(sending.key, headers=sending.headers).upload_id
-    return MultipartUpload(sending, upload_id, ())
+    if single:
+        return SingleUpload(sending)
+    with sending.client.translated(sending.subject):
+        started = sending.client.control.init_multipart_upload(sending.key, headers=sending.headers)
+    return MultipartUpload(sending, started.upload_id, ())
 
 
-def _newest(sending: _Sending) -> MultipartUpload | None:
-    mine = [one for one in uploads(sending.client, sending.key) if one.name == sending.key]
-    for one in sorted(mine, key=lambda one: one.begun, reverse=True)[:1]:
+def _begun(sending: Sending) -> list[Unfinished]:
+    """The unfinished uploads of that very key, whoever began them."""
+    return [one for one in uploads(sending.client, sending.key) if one.name == sending.key]
+
+
+def _abort(sending: Sending, upload_id: str) -> None:
+    try:
+        with sending.client.translated(sending.subject):
+            sending.client.control.abort_multipart_upload(sending.key, upload_id)
+    except NotFound:
+        pass  # it is gone, which is what was wanted
+
+
+def _newest(sending: Sending) -> MultipartUpload | None:
+    for one in sorted(_begun(sending), key=lambda one: one.begun, reverse=True)[:1]:
         try:
             return MultipartUpload(sending, one.upload_id, tuple(_parts(sending, one.upload_id)))
         except NotFound:
@@ -236,7 +265,7 @@ def _newest(sending: _Sending) -> MultipartUpload | None:
     return None
 
 
-def _parts(sending: _Sending, upload_id: str) -> Iterator[UploadedPart]:
+def _parts(sending: Sending, upload_id: str) -> Iterator[UploadedPart]:
     """The parts that are there and have the sizes that this upload would give them."""
     usual, marker, empty = part_size(sending.size), "", 0
     while True:
