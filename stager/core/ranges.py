@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,13 @@ from stager.core.model import Span
 from stager.core.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # One request costs a round trip and one signature; a range is also what a killed run loses in each lane.
 SMALLEST = 16 * MIB
 LARGEST = 64 * MIB
 _RANGES_PER_LANE = 8  # so that lanes which finish early find something left to do
+_MOST_PARTS = 10_000  # of one upload, as OSS has it
 _TINY = MIB  # configs and tokenizers: first, whatever the order of the weights
 
 
@@ -68,3 +70,35 @@ def _in_turn(rows: list[list[Span]]) -> list[Span]:
 def deal(spans: Sequence[Span], hands: int) -> list[tuple[Span, ...]]:
     """`spans` dealt out to `hands` processes in turn, so that all of them work on all files; a hand may be empty."""
     return [tuple(spans[hand::hands]) for hand in range(hands)]
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part but the last of an upload of `size` bytes: whole MiB, at least 16, and at most 10,000 parts.
+
+    Follows from `size` alone, so that another process can go on with an upload.
+    """
+    return max(SMALLEST, -(-size // (_MOST_PARTS * MIB)) * MIB)
+
+
+def in_parts(sizes: Mapping[int, int], abreast: int) -> tuple[Span, ...]:
+    """Every part of the files of these `sizes`, by index: tiny files first, then the largest, `abreast` files taking turns part by part.
+
+    The next file begins when one has no part left, so few are half done at any moment. Within a file parts ascend. An empty file is one empty span.
+    """
+    order = sorted(sizes, key=lambda index: (sizes[index] > _TINY, -sizes[index], index))
+    waiting = deque(_parts(index, sizes[index]) for index in order)
+    under_way: deque[deque[Span]] = deque()
+    spans = []
+    while waiting or under_way:
+        if waiting and len(under_way) < max(1, abreast):
+            under_way.append(waiting.popleft())
+        file = under_way.popleft()
+        spans.append(file.popleft())
+        if file:
+            under_way.append(file)
+    return tuple(spans)
+
+
+def _parts(index: int, size: int) -> deque[Span]:
+    step = part_size(size)
+    return deque(Span(index, at, min(step, size - at)) for at in range(0, max(1, size), step))

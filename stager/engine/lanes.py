@@ -76,7 +76,8 @@ class Lanes(Generic[K]):
     `read(lease, kit, checkpoint)` reads one lease as `Lease` shows and handles errors of single files itself: any
     other exception it lets out, but for `LeaseReturned`, ends the run. Returning early (a file that shrank) completes the lease. `kit` makes
     the per-lane equipment, in the lane's thread; `rouse` ends a read that blocks in one, for a run that is over. `max_rate` is bytes per second for all lanes together. `min_piece`
-    is the smallest tail in bytes that an idle lane takes over when the controller allows splitting.
+    is the smallest tail in bytes that an idle lane takes over when the controller allows splitting. `whole`: a lane keeps what it was
+    handed, to the end, and nothing is split.
 
     Everything public except `run` may be called from any thread.
     """
@@ -91,9 +92,10 @@ class Lanes(Generic[K]):
         max_rate: int | None = None,
         min_piece: int = 64 << 20,
         rouse: Callable[[K], None] | None = None,
+        whole: bool = False,
     ) -> None:
         """Nothing starts before `run`."""
-        self._supply = Supply(spans, min_piece)
+        self._supply = Supply(spans, min_piece, whole=whole)
         self._read = read
         self._kit = kit
         self._rouse = rouse

@@ -109,8 +109,8 @@ class Supply:
     of one file from the start are independent.
     """
 
-    def __init__(self, spans: Sequence[Span], min_piece: int) -> None:
-        """All of `spans` waiting."""
+    def __init__(self, spans: Sequence[Span], min_piece: int, *, whole: bool = False) -> None:
+        """All of `spans` waiting. `whole`: they are never divided, and a lane that has one keeps all of it."""
         self._lock = threading.Lock()
         self._queue = deque(spans)
         self._returned: deque[Span] = deque()
@@ -119,6 +119,7 @@ class Supply:
         self._divided: set[int] = set()
         self._finished: set[int] = set()
         self._min_piece = min_piece
+        self._whole = whole
 
     def next(self, *, split: bool) -> Lease | None:
         """The next lease, or None when there is nothing to hand out now (others may still be reading)."""
@@ -137,7 +138,7 @@ class Supply:
                 return span
         if self._queue:
             return self._queue.popleft()
-        return self._tail() if split else None
+        return self._tail() if split and not self._whole else None
 
     def _allowed(self, span: Span, *, split: bool) -> bool:
         if split or span.index not in self._divided:
@@ -186,6 +187,8 @@ class Supply:
                 self._surrender(lease)
 
     def _surrender(self, lease: Lease) -> None:
+        if self._whole:
+            return
         rest = lease.surrender(_REST_WORTH_RETURNING)
         if rest is not None:
             self._pieces[rest.index] += 1

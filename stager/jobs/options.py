@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from stager.core.location import Location
 from stager.core.marker import DEFAULT_PATH
 from stager.core.outcome import Mode
 from stager.core.plan import Order
-from stager.core.units import GIB
+from stager.core.units import GIB, MIB
 from stager.store.opening import StoreOptions
+
+if TYPE_CHECKING:
+    from stager.core.engines import Engine
+    from stager.core.source import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +95,58 @@ class FetchOptions:
     keep_free: int | float = GIB
     mirror: bool = False
     cache: bool = True
+
+
+class Proof(StrEnum):
+    """How far pulled files are proven.
+
+    `SHA256`: every byte against what the hub states, those of an earlier run read back. `CRC`: only that the store has what was sent. `NONE`: as
+    `CRC`, and a file that is there counts by its size alone.
+    """
+
+    NONE = "none"
+    CRC = "crc"
+    SHA256 = "sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """Everything ``stager pull`` can be told. `store` is how `dest` is reached, the rate limit among it.
+
+    `engine` chooses files by what it loads, `quant` and `variant` among several; the globs count within that. `buffer` bounds the bytes on their
+    way, in all. `restart`: abort unfinished uploads and send all files anew. `wait`: for another pull of the same destination to end.
+    """
+
+    source: Source
+    dest: Location
+    store: StoreOptions
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    engine: Engine | None = None
+    quant: str | None = None
+    variant: str | None = None
+    lanes: int = 16
+    adapt: bool = True
+    buffer: int = 512 * MIB
+    verify: Proof = Proof.SHA256
+    restart: bool = False
+    wait: bool = False
+    mirror: bool = False
+    timeout: float | None = None
+    stall_timeout: float | None = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """Everything ``stager verify`` can be told. `sha256`: hash every file too, besides its CRC-64."""
+
+    location: Location
+    store: StoreOptions
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    sha256: bool = False
+    lanes: int = 16
+    adapt: bool = True
+    buffer: int = 512 * MIB
+    timeout: float | None = None
+    stall_timeout: float | None = 300.0
