@@ -15,7 +15,13 @@ for _signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, si
     if signal.getsignal(_signum) is signal.SIG_IGN:
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
-pytest_plugins = ["tests.fuselab.fixtures", "tests.harness", "tests.osslab.fixtures", "tests.fetchbed"]
+pytest_plugins = [
+    "tests.fuselab.fixtures",
+    "tests.harness",
+    "tests.osslab.fixtures",
+    "tests.hublab.fixtures",
+    "tests.fetchbed",
+]
 
 
 _again: list[str] = []

@@ -14,38 +14,30 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class OssProcess:
-    """``python -m tests.osslab`` with these options (underscores for dashes; True is a bare flag, a list repeats)."""
+class ServerProcess:
+    """``python -m MODULE`` with these options (underscores for dashes; True is a bare flag, a list repeats).
+
+    `told` is the line of JSON that it began with.
+    """
+
+    module: str
+    patience = 20.0  # seconds until it has to be up
 
     def __init__(self, **options: Any) -> None:
-        words = [sys.executable, "-m", "tests.osslab", "--lifeline"]
+        words = [sys.executable, "-m", self.module, "--lifeline"]
         for name, value in options.items():
             for one in value if isinstance(value, list | tuple) else [value]:
                 words += ["--" + name.replace("_", "-"), *([] if one is True else [str(one)])]
         self._process = subprocess.Popen(words, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], 20)
+        readable, _, _ = select.select([self._process.stdout], [], [], self.patience)
         line = self._process.stdout.readline() if readable else b""
         if not line:
             self.stop()
-            raise RuntimeError("the OSS server did not come up; its stderr says why")
+            raise RuntimeError(f"{self.module} did not come up; its stderr says why")
         self.told: dict[str, Any] = json.loads(line)
         self.endpoint: str = self.told["endpoint"]
-        self.bucket: str = self.told["bucket"]
         self.pid: int = self.told["pid"]
-
-    def url(self, name: str = "") -> str:
-        """``oss://BUCKET/NAME``."""
-        return f"oss://{self.bucket}/{name}"
-
-    def env(self) -> dict[str, str]:
-        """The environment of its clients."""
-        return {
-            "OSS_ACCESS_KEY_ID": self.told["access_key_id"],
-            "OSS_ACCESS_KEY_SECRET": self.told["access_key_secret"],
-            "OSS_ENDPOINT": self.endpoint,
-            "OSS_REGION": self.told["region"],
-        }
 
     def control(self, method: str, what: str, body: Any = None) -> Any:
         """One request on the control path: "faults", "log" or "counters". Only over http."""
@@ -68,3 +60,27 @@ class OssProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+class OssProcess(ServerProcess):
+    """``python -m tests.osslab``."""
+
+    module = "tests.osslab"
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that is there from the start."""
+        return str(self.told["bucket"])
+
+    def url(self, name: str = "") -> str:
+        """``oss://BUCKET/NAME``."""
+        return f"oss://{self.bucket}/{name}"
+
+    def env(self) -> dict[str, str]:
+        """The environment of its clients."""
+        return {
+            "OSS_ACCESS_KEY_ID": self.told["access_key_id"],
+            "OSS_ACCESS_KEY_SECRET": self.told["access_key_secret"],
+            "OSS_ENDPOINT": self.endpoint,
+            "OSS_REGION": self.told["region"],
+        }

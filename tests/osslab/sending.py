@@ -10,14 +10,17 @@ from tests.osslab.faults import Fault
 from tests.osslab.log import Record
 from tests.osslab.operations import Sent
 from tests.osslab.storage import Content
+from tests.osslab.throttle import Throttle
 from tests.osslab.wire import Answer, Connection, Gone
 
 
 class Sender:
-    """Sends answers over one connection; waits end when the server stops."""
+    """Sends answers over one connection, bodies no faster than `throttle`; waits end when the server stops."""
 
-    def __init__(self, connection: Connection, stopping: threading.Event) -> None:
-        self._connection, self._stopping = connection, stopping
+    def __init__(
+        self, connection: Connection, stopping: threading.Event, throttle: Throttle | None = None
+    ) -> None:
+        self._connection, self._stopping, self._throttle = connection, stopping, throttle
 
     def wait(self, seconds: float, record: Record) -> None:
         """Say nothing for so long. Raises `Gone` when the server stops meanwhile."""
@@ -74,6 +77,8 @@ class Sender:
     def _pieces(self, content: Content, offset: int, length: int, record: Record) -> None:
         def sent(count: int) -> None:
             record.bytes_sent += count
+            if self._throttle is not None:
+                self._throttle.take(count)
 
         for blob, start, count in content.pieces(offset, length):
             if blob.path:
@@ -83,7 +88,7 @@ class Sender:
                 finally:
                     os.close(fd)
             else:
-                record.bytes_sent += count
+                sent(count)
                 self._connection.send(memoryview(blob.data)[start : start + count])
 
     def _slowly(self, content: Content, offset: int, length: int, record: Record, fault: Fault) -> None:
