@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -389,6 +390,35 @@ def test_without_resume_an_upload_begins_anew(store: DirectoryStore) -> None:
     del upload
     assert store.upload("file", PART_SIZE + 1, resume=False).parts == ()
     assert store.upload("file", PART_SIZE + 1, resume=True).parts == ()
+
+
+def test_what_ended_uploads_left_is_discarded_and_what_a_running_one_holds_is_not(
+    store: DirectoryStore,
+) -> None:
+    left = [store.upload("file", 3) for _ in range(4)]
+    near = store.upload("file2", 3)
+    running = left.pop(1)
+    del left, near
+    assert everything(store.root) == [
+        ".file.1.part", ".file.2.part", ".file.3.part", ".file.part", ".file2.part"
+    ]  # fmt: skip
+    upload = store.upload("file", 3, discard=True)
+    upload.part(1, memoryview(b"new"))
+    upload.complete()
+    running.part(1, memoryview(b"old"))
+    running.complete()
+    assert Path(store.root, "file").read_bytes() == b"old"
+    assert everything(store.root) == [".file2.part", "file"]
+
+
+def test_the_age_is_that_of_the_last_change_and_never_negative(store: DirectoryStore) -> None:
+    path = write(store, "file")
+    os.utime(path, (0, time.time() - 1000))
+    age = store.head("file").age
+    assert age is not None
+    assert 1000 <= age < 1900
+    os.utime(path, (0, time.time() + 1000))
+    assert store.head("file").age == 0.0
 
 
 def test_two_uploads_of_one_name_do_not_mix(store: DirectoryStore) -> None:

@@ -6,16 +6,21 @@ import itertools
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from stager.core.errors import Interrupted, NotFound, RemoteError
+from stager.core.location import Location
 from stager.node.throttle import Throttle
 from stager.store.base import BLOCK
 from stager.store.directory import DirectoryStore
 from stager.store.limit import Limited
+from stager.store.opening import StoreOptions
+from stager.store.oss import OssStore
 from tests.faulty import Fault, Faulty
+from tests.osslab.fixtures import Oss
 
 RATE = 4 * BLOCK
 
@@ -121,6 +126,32 @@ def test_uploads_share_the_rate_with_readers(bench: Bench) -> None:
     upload.complete()
     upload.abort()
     assert Path(bench.folder.root, "new").read_bytes() == content
+
+
+def test_parts_from_several_threads_share_the_rate(oss: Oss) -> None:
+    now, lock = 1000.0, threading.Lock()
+
+    def pause(seconds: float) -> None:
+        nonlocal now
+        with lock:
+            now += seconds
+
+    location = Location.parse(oss.url("r1"))
+    adapter = OssStore(location, StoreOptions(), environ=oss.env())
+    content = os.urandom(BLOCK) * 33
+    upload = Limited(adapter, RATE, pause, clock=lambda: now).upload("a", len(content))
+    assert upload.concurrent
+    size = upload.part_size
+
+    def part(number: int) -> None:
+        upload.part(number, memoryview(content)[(number - 1) * size : number * size])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(part, (1, 2, 3)))
+    upload.complete()
+    assert oss.get("r1/a") == content
+    # Waits that overlap add up on this clock, so it is never ahead of what was paid for.
+    assert now - 1000 >= len(content) / RATE - 0.1
 
 
 def test_what_did_not_come_is_not_paid_for(bench: Bench) -> None:

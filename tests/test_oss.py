@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from stager.store.oss import OssStore
 from stager.store.oss.answers import part_page
 from stager.store.oss.failures import garbled, refused
 from stager.store.oss.upload import PART_FLOOR, part_size
+from stager.store.retry import Retrying
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss
 from tests.osslab.keys import AccessKey
@@ -1234,6 +1236,139 @@ def test_unfinished_uploads_are_listed_below_the_root(oss: Oss, large: bytes) ->
     uploads[0].abort()
     same.abort()  # somebody else did it
     assert [one.name for one in store.unfinished()] == ["sub/b"]
+
+
+def in_threads(calls: Iterable[Callable[[], object]]) -> None:
+    """Runs them at the same time. What they raise is the test's failure."""
+    calls = list(calls)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for done in [pool.submit(call) for call in calls]:
+            done.result(60)
+
+
+def test_each_part_on_its_way_has_a_connection_and_the_next_ones_use_them_again(oss: Oss) -> None:
+    content = os.urandom(1 << 20) * 81  # six parts
+    upload = store_of(oss).upload("a", len(content))
+    before = oss.listener.open_connections
+    view, size, together = memoryview(content), upload.part_size, threading.Barrier(3)
+
+    def part(number: int, pace: Callable[[int], None] | None = None) -> object:
+        return upload.part(number, view[(number - 1) * size : number * size], pace=pace)
+
+    def meet(first: set[int], number: int) -> Callable[[int], None]:
+        """A pace that lets nobody begin before all have."""
+
+        def pace(_: int) -> None:
+            if number not in first:
+                first.add(number)
+                together.wait(30)
+
+        return pace
+
+    met: set[int] = set()
+    in_threads([lambda n=n: part(n, meet(met, n)) for n in (5, 1, 3)])  # type: ignore[misc]
+    assert met == {1, 3, 5}
+    assert oss.listener.open_connections == before + 3, "kept alive"
+    in_threads([lambda n=n: part(n, meet(met, n)) for n in (2, 4, 6)])  # type: ignore[misc]
+    used = [one.connection for one in oss.log.records(operation="UploadPart")]
+    assert len(used) == 6
+    assert len(set(used)) == 3
+    assert set(used[:3]) == set(used[3:])
+    upload.complete()
+    assert oss.get("r1/a") == content
+    settled(lambda: oss.listener.open_connections == before)
+
+
+def settled(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_connection_does_not_outlive_an_error_and_the_others_do(oss: Oss, large: bytes) -> None:
+    upload = store_of(oss).upload("a", len(large))
+    view, size, together = memoryview(large), upload.part_size, threading.Barrier(2)
+    mine = OSError(5, "mine")
+
+    def stopped(_: int) -> None:
+        together.wait(30)
+        raise mine
+
+    def failing() -> None:
+        with pytest.raises(OSError) as caught:
+            upload.part(1, view[:size], pace=stopped)
+        assert caught.value is mine, "another part's pace is not taken for this one's"
+
+    paced: list[int] = []
+
+    def beside(block: int) -> None:
+        if not paced:
+            together.wait(30)
+        paced.append(block)
+
+    in_threads([failing, lambda: upload.part(2, view[size:], pace=beside)])
+    assert sum(paced) == len(large) - size
+    upload.part(1, view[:size])
+    used = [one.connection for one in oss.log.records(operation="UploadPart", status=200)]
+    assert used == [used[0]] * 2, "the one whose part arrived goes on, and no other"
+    oss.faults.add(Fault("error", operation="UploadPart"))
+    with pytest.raises(RemoteError):
+        upload.part(1, view[:size])
+    upload.part(1, view[:size])
+    assert oss.log.records(operation="UploadPart", status=200)[-1].connection not in used
+    upload.abort()
+    assert not oss.bucket.uploads
+
+
+def test_parts_at_once_survive_faults_of_each_kind(oss: Oss) -> None:
+    content = os.urandom(1 << 20) * 130  # nine parts
+    for kind in ("reset", "lost", "drop", "wrong-crc", "unavailable", "error"):
+        oss.faults.add(Fault(kind, operation="UploadPart", times=2, nth=2, seconds=0))
+    store = Retrying(store_of(oss), give_up_after=60, pause=lambda _: None)
+    upload = store.upload("a", len(content))
+    assert upload.concurrent
+    view, size, numbers, lock = memoryview(content), upload.part_size, iter(range(1, 10)), threading.Lock()
+
+    def lane() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            upload.part(number, view[(number - 1) * size : number * size])
+
+    in_threads([lane] * 4)
+    assert oss.faults.pending == 0
+    assert upload.complete().crc64 == crc64(content)
+    assert oss.get("r1/a") == content
+
+
+@pytest.mark.parametrize("size", [0, 1000, 17 << 20])
+def test_old_uploads_of_that_very_key_are_aborted_where_that_is_asked_for(
+    oss: Oss, large: bytes, size: int
+) -> None:
+    store = store_of(oss)
+    old = [store.upload(name, len(large)) for name in ("a", "a", "a2", "sub/a")]
+    old[0].part(1, memoryview(large)[: old[0].part_size])
+    kept = {one.upload_id for one in old[2:]}  # type: ignore[union-attr]
+    send(store, "a", large[:size], discard=True, resume=True)
+    assert oss.get("r1/a") == large[:size]
+    assert {one.upload_id for one in store.unfinished()} == kept
+
+
+def test_the_age_is_by_the_clock_of_oss_whatever_the_clock_here_says(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps = {"Last_Modified": "Fri, 01 Mar 2024 12:00:00 GMT", "Date": "Fri, 01 Mar 2024 12:01:40 GMT"}
+    head = said("", ETag='"E"', **stamps)
+    with scripted(lambda n: [head]) as endpoint:
+        assert elsewhere(endpoint).head("a").age == 100.0
+    with scripted(lambda n: [said("", ETag='"E"', Last_Modified=stamps["Last_Modified"])]) as endpoint:
+        assert elsewhere(endpoint).head("a").age is None
+    swapped = said("", ETag='"E"', Last_Modified=stamps["Date"], Date=stamps["Last_Modified"])
+    with scripted(lambda n: [swapped]) as endpoint:
+        assert elsewhere(endpoint).head("a").age == 0.0, "never negative"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from stager.core.errors import (
     RemoteError,
 )
 from stager.core.location import Location
-from stager.store.base import BLOCK, Pace, Store, StoredObject
+from stager.store.base import BLOCK, Pace, Store, StoredObject, UploadedPart
 from stager.store.directory import DirectoryStore
 from stager.store.limit import Limited
 from stager.store.opening import StoreOptions
@@ -261,6 +262,9 @@ def test_head_knows_the_object(place: Place) -> None:
     assert found.etag
     assert '"' not in found.etag
     assert found.crc64 == (crc64(DATA) if place.crc else None)
+    assert found.age is not None
+    assert 0 <= found.age < 900
+    assert all(one.age is None for one in place.store.list())
 
 
 def test_what_is_not_there_is_not_found(place: Place) -> None:
@@ -472,6 +476,47 @@ def test_nothing_of_an_aborted_upload_is_there(place: Place, large: bytes) -> No
     again = place.store.upload("a", len(large), resume=True)
     assert again.parts == ()
     again.abort()
+
+
+def test_parts_at_once_are_parts_of_one_object(place: Place, large: bytes) -> None:
+    upload = place.store.upload("a", len(large))
+    if not upload.concurrent:
+        pytest.skip("one part after the other")
+    view, size, together = memoryview(large), upload.part_size, threading.Barrier(3)
+    paced: dict[int, int] = {}
+
+    def part(number: int) -> UploadedPart:
+        def pace(block: int) -> None:
+            if number not in paced:
+                together.wait(60)  # passes only with all three on their way
+            paced[number] = paced.get(number, 0) + block
+
+        return upload.part(number, view[(number - 1) * size : number * size], pace=pace)
+
+    with ThreadPoolExecutor(3) as pool:
+        sent = list(pool.map(part, (3, 1, 2)))
+    assert [(one.number, one.size) for one in sent] == [(3, len(large) - 2 * size), (1, size), (2, size)]
+    assert paced == {one.number: one.size for one in sent}, "each by its own pace"
+    upload.complete()
+    assert place.get("a") == large
+
+
+def test_unfinished_uploads_of_that_very_name_are_discarded(place: Place, large: bytes) -> None:
+    first = memoryview(large)
+    left = [place.store.upload(name, len(large)) for name in ("a", "a2")]
+    size = left[0].part_size
+    for upload in left:
+        upload.part(1, first[:size])
+    del left, upload
+    made = place.store.upload("a", len(large), discard=True, resume=True)
+    assert made.parts == ()
+    del made
+    again = place.store.upload("a", len(large), resume=True)
+    assert again.parts == ()
+    again.abort()
+    near = place.store.upload("a2", len(large), resume=True)
+    assert [one.number for one in near.parts] == [1]
+    near.abort()
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["single", "parts"])
