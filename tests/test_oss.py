@@ -1321,6 +1321,23 @@ def test_a_connection_does_not_outlive_an_error_and_the_others_do(oss: Oss, larg
     assert not oss.bucket.uploads
 
 
+def test_an_abort_closes_the_connections_of_parts_on_their_way_too(oss: Oss, large: bytes) -> None:
+    upload = store_of(oss).upload("a", len(large))
+    before = oss.listener.open_connections
+    oss.faults.add(Fault("error", operation="AbortMultipartUpload"))
+
+    aborted: list[int] = []
+
+    def pace(size: int) -> None:
+        if not aborted:
+            aborted.append(size)
+            with pytest.raises(RemoteError):
+                upload.abort()
+
+    upload.part(1, memoryview(large)[: upload.part_size], pace=pace)  # arrives: the abort did not
+    settled(lambda: oss.listener.open_connections == before)
+
+
 def test_parts_at_once_survive_faults_of_each_kind(oss: Oss) -> None:
     content = os.urandom(1 << 20) * 130  # nine parts
     for kind in ("reset", "lost", "drop", "wrong-crc", "unavailable", "error"):
