@@ -161,6 +161,24 @@ async def ticking(seconds: float, tick: Callable[[], None]) -> AsyncIterator[Non
         raise failure[0]
 
 
+async def together(*jobs: Callable[[], Awaitable[None]]) -> None:
+    """Runs all of `jobs` at once. The first error cancels the others and is raised bare."""
+    failure: list[Exception] = []
+
+    async def one(job: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        try:
+            await job()
+        except Exception as exc:  # raised bare below, not as a group
+            failure.append(exc)
+            scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for job in jobs:
+            group.start_soon(one, job, group.cancel_scope)
+    if failure:
+        raise failure[0]
+
+
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[Callable[[], bool]]:
     """Cancels the body after `seconds` (None: never). Yields a callable that says whether it did."""

@@ -7,14 +7,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.events import Note, Progress
+from stager.core.events import Note
 from stager.core.ranges import spread
 from stager.core.units import GIB, shown
 from stager.engine import runtime
 from stager.engine.beside import beside
 from stager.jobs.downloading import Downloading
+from stager.jobs.pulse import Pulse
 from stager.jobs.sharing import Shared
-from stager.jobs.stall import StallWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,9 +55,7 @@ class Fetching:
         self._assembly = assembly
         self._reporter = reporter
         self._total = sum(one.need for one in assembly.missing())
-        self._stall = StallWatch(options.warm.stall_timeout, reporter)
-        self._started = time.monotonic()
-        self._recent: list[tuple[float, int]] = []
+        self._pulse = Pulse("fetch", self._total, len(tasks), reporter, options.warm.stall_timeout)
         self._rounds: list[Download] = []
         self._told = 0
         self.retried = 0
@@ -83,7 +81,7 @@ class Fetching:
 
     async def run(self) -> None:
         """Fetch until all files have their names. Raises the first error; part files and the journal stay for the next run."""
-        self._started = time.monotonic()
+        self._pulse.started = time.monotonic()
         try:
             self._assembly.add_empty()
             while True:
@@ -94,9 +92,9 @@ class Fetching:
                 if not self._assembly.missing():
                     return
         finally:
-            self.seconds = time.monotonic() - self._started
+            self.seconds = self._pulse.seconds
             if self._total:
-                self._reporter.progress(self._progress())
+                self._pulse.tell(self.fetched, len(self._assembly.finished), self._lanes_now())
 
     async def _fetch(self, spans: Sequence[Span], submit: Submit) -> None:
         download = self._download(spans)
@@ -133,33 +131,14 @@ class Fetching:
     def _tick(self, download: Download, submit: Submit) -> None:
         self._finish_ready(submit)
         download.watch()
-        self._reporter.progress(self._progress())
-        still = time.monotonic() - max(download.last_progress, self._started)
-        self._stall.look(still, files=download.active())
+        finished = len(self._assembly.finished)
+        last, active = download.last_progress, download.active()
+        self._pulse.beat(self.fetched, finished, self._lanes_now(), last=last, active=active)
 
     def _tell_retry(self, doing: str, error: Exception) -> None:
         self._told += 1
         if self._told <= _TOLD:
             self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
 
-    def _progress(self) -> Progress:
-        now, done = time.monotonic(), self.fetched
-        self._recent = [(at, count) for at, count in self._recent if now - at < 5.0] or [(self._started, 0)]
-        self._recent.append((now, done))
-        (first, before), (last, after) = self._recent[0], self._recent[-1]
-        rate = (after - before) / max(1e-6, last - first)
-        if len(self._assembly.finished) < len(self._tasks):
-            done = min(done, max(0, self._total - 1))  # it is not over before the last file has its name
-        left = max(0, self._total - done)
-        return Progress(
-            "fetch",
-            done,
-            max(self._total, done),
-            rate,
-            left / rate if rate > 0 else None,
-            len(self._assembly.finished),
-            len(self._tasks),
-            (self._rounds[-1].busy if self._rounds else 0) or self.lanes,
-            None,
-            now - self._started,
-        )
+    def _lanes_now(self) -> int:
+        return (self._rounds[-1].busy if self._rounds else 0) or self.lanes

@@ -1,0 +1,169 @@
+"""One file on its way to its destination: an upload that is begun, gone on with, proven and completed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING
+
+from stager.core.checksum import combine, crc64
+from stager.core.model import FileEntry
+from stager.engine.lanes import Checkpoint
+from stager.jobs.inflow import Digest, Feed, Portion, Stream
+
+if TYPE_CHECKING:
+    from stager.hub.base import HubFile
+    from stager.store.base import Store, Upload, UploadedPart
+
+_LOOK_S = 0.1  # between two looks whether the run is over
+
+
+def digest_for(file: HubFile) -> Digest:
+    """What proves `file`: SHA-256 unless its hub states only git's name of the content."""
+    if file.entry.sha256 is None and file.blob_sha1 is not None:
+        digest = hashlib.sha1(usedforsecurity=False)
+        digest.update(f"blob {file.entry.size}\0".encode())
+        return digest
+    return hashlib.sha256()
+
+
+def stated(file: HubFile) -> str | None:
+    """What `digest_for` must come to, in lower case; None where the hub states nothing."""
+    known = file.entry.sha256 or file.blob_sha1
+    return known.lower() if known is not None else None
+
+
+class Transit:
+    """`file` on its way into `store`. `stream` is how it comes in.
+
+    `resume`: an unfinished upload of the same content may be there. With `again_readable` the source is near: what such an upload has is read once more and
+    compared; otherwise it is left out, and the file must be read back (`unproven`). With `discard`, what is unfinished is aborted first.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        file: HubFile,
+        *,
+        hashed: bool,
+        resume: bool = False,
+        again_readable: bool = False,
+        discard: bool = False,
+    ) -> None:
+        """Nothing is asked yet. Without `hashed` the content is not proven here."""
+        entry = file.entry
+        self.file = file
+        self.stream = Stream(Feed(entry.path, entry.size, file.version), digest_for(file) if hashed else None)
+        self._store = store
+        self._hashed = hashed
+        self._resume = resume
+        self._again_readable = again_readable
+        self._discard = discard
+        self._upload: Upload | None = None
+        self._there: dict[int, UploadedPart] = {}  # by number from 1, as stores count
+        self._crcs: dict[int, tuple[int, int]] = {}
+        self._sent = 0  # parts
+        self._opening = threading.Lock()
+        self._changed = threading.Condition()
+        self.resumed = 0  # bytes that were there from an earlier run
+        self.done: FileEntry | None = None
+        """The file as it is at its destination; None until it is complete."""
+        self.wrong = False  # what came is not what the hub promised: nothing was completed
+
+    @property
+    def unproven(self) -> bool:
+        """Whether a completed file's content was not held against what the hub states, though it states something."""
+        return stated(self.file) is not None and self.stream.hexdigest is None
+
+    def has(self, number: int) -> bool:
+        """Whether part `number` (from 0) is at the destination already, and will not be read. In a lane; may ask the store."""
+        if not self._resume:
+            return False
+        self._opened()
+        return number + 1 in self._there and not self._again_readable
+
+    def send(self, portion: Portion, checkpoint: Checkpoint) -> None:
+        """Send what `portion` holds, and complete the file after its last part. Raises as `Upload.part` and `Upload.complete`."""
+        self._wait_for_turn(portion, checkpoint)
+        if portion.last and not self._agrees():
+            self.wrong = True
+            self.abort()
+            return
+        upload = self._opened()
+        self._crcs[portion.number] = self._sent_part(upload, portion, checkpoint)
+        with self._changed:
+            self._sent += 1
+            self._changed.notify_all()
+        if portion.last:
+            self._complete(upload)
+
+    def _wait_for_turn(self, portion: Portion, checkpoint: Checkpoint) -> None:
+        """Until the parts before are sent, where they may not go side by side; and the last one until all the others are."""
+        if portion.number == 0 or (not portion.last and self._opened().concurrent):
+            return
+        with self._changed:
+            while self._sent < portion.number:
+                self._changed.wait(_LOOK_S)
+                checkpoint(0)
+
+    def _sent_part(self, upload: Upload, portion: Portion, checkpoint: Checkpoint) -> tuple[int, int]:
+        """The part's CRC and size, once the destination has it."""
+        there = self._there.get(portion.number + 1)
+        if portion.buffer is None:
+            assert there is not None
+            with self._changed:
+                self.resumed += there.size
+            return there.crc64, there.size
+        view = portion.buffer.view
+        if there is not None and there.crc64 == crc64(view):
+            with self._changed:
+                self.resumed += there.size
+            return there.crc64, there.size
+        made = upload.part(portion.number + 1, view, pace=lambda _size: checkpoint(0))
+        return made.crc64, made.size
+
+    def _agrees(self) -> bool:
+        """Whether what was hashed is what the hub states. Where one of both is missing, nothing speaks against it."""
+        found, promised = self.stream.hexdigest, stated(self.file)
+        return found is None or promised is None or found == promised
+
+    def _opened(self) -> Upload:
+        """The upload; begun by whoever needs it first."""
+        with self._opening:
+            if self._upload is None:
+                sha256 = self._sha256()
+                self._upload = self._store.upload(
+                    self.file.entry.path,
+                    self.file.entry.size,
+                    metadata={"sha256": sha256} if sha256 is not None else None,
+                    resume=self._resume,
+                    discard=self._discard,
+                )
+                self._there = {part.number: part for part in self._upload.parts}
+                if self._there and not self._again_readable:
+                    self.stream.stop_hashing()
+            return self._upload
+
+    def _sha256(self) -> str | None:
+        """As far as it is known now: the hub's, or that of a file whose bytes have all come."""
+        if self.file.entry.sha256 is not None:
+            return self.file.entry.sha256.lower()
+        if self.file.blob_sha1 is None and self.stream.count == 1 and self.stream.hexdigest is not None:
+            return self.stream.hexdigest
+        return None
+
+    def _complete(self, upload: Upload) -> None:
+        upload.complete()
+        crc = 0
+        for _, (part, size) in sorted(self._crcs.items()):
+            crc = combine(crc, part, size)
+        entry = self.file.entry
+        sha256 = entry.sha256.lower() if entry.sha256 is not None else None
+        if sha256 is None and self.file.blob_sha1 is None:
+            sha256 = self.stream.hexdigest
+        self.done = FileEntry(entry.path, entry.size, sha256, crc)
+
+    def abort(self) -> None:
+        """Take back what was sent."""
+        if self._upload is not None:
+            self._upload.abort()
