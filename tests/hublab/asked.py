@@ -32,11 +32,15 @@ class Hub(Protocol):
     gated_status: int
     region: str | None
     tokens: set[str]
+    moved: dict[str, str]
 
     def find(self, name: str) -> Repo | None:
         """The repository of that name."""
 
-    def signed(self, repo: Repo, file: File, *, internal: bool) -> str:
+    def version(self, key: str) -> tuple[Repo, File] | None:
+        """The version of a file with that `File.id`."""
+
+    def signed(self, file: File, *, internal: bool) -> str:
         """A URL at the CDN that works for a while."""
 
     def query_address(self) -> str:

@@ -11,7 +11,7 @@ import time
 from urllib.parse import quote
 
 from tests.hublab.asked import Asked, Refused, bytes_of, span
-from tests.hublab.repos import File, Repo
+from tests.hublab.repos import File
 from tests.osslab.operations import Sent
 from tests.osslab.wire import Answer, Request
 
@@ -30,9 +30,9 @@ class Signer:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(20)
 
-    def url(self, base: str, repo: Repo, file: File, lifetime: float) -> str:
+    def url(self, base: str, file: File, lifetime: float) -> str:
         """A URL below `base` for the bytes of a file, good for `lifetime` seconds."""
-        path = f"/{repo.id}/{file.id}/{file.path}"
+        path = f"/lfs-objects/{file.id}/{file.path}"
         until = time.time() + lifetime
         expires = f"{math.ceil(until)}" if float(lifetime).is_integer() else f"{until:.3f}"
         signature = quote(self._signature(path, expires), safe="")
@@ -62,14 +62,13 @@ def refused(code: str, **headers: str) -> Refused:
 
 def answer(asked: Asked, operation: str, signer: Signer) -> Sent:
     """The bytes, or the range that was asked for. Raises `Refused`."""
-    owner, _, rest = asked.request.plain_path.removeprefix("/").partition("/")
-    name, _, rest = rest.partition("/")
-    key, _, path = rest.partition("/")
-    asked.told(operation, f"{owner}/{name}", path)
+    _, _, key, path = (
+        asked.request.plain_path.split("/", 3) if asked.request.path.count("/") > 2 else [""] * 4
+    )
+    repo, file = asked.hub.version(key) or (None, None)
+    asked.told(operation, repo.id if repo else "", path)
     asked.record.presigned = "Signature" in asked.request.query
     signer.check(asked.request)
-    repo = asked.hub.find(f"{owner}/{name}")
-    file = repo.versions.get(key) if repo else None
     if file is None:
         raise refused("NoSuchKey")
     headers = {"ETag": file.etag, "Accept-Ranges": "bytes", "X-Linked-ETag": f'"{file.sha256}"'}

@@ -9,15 +9,17 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tests.osslab import faults as common
+from tests.osslab.log import Record
 
 LISTS = frozenset({"files", "revisions", "commits", "model", "hf-model", "hf-tree", "hf-refs"})
 BODIES = frozenset({"repo", "hf-resolve", "cdn", "internal"})
 _STORES = frozenset({"cdn", "internal"})
+_RANGES = frozenset({"whole", "wrong-range"})
 _ALL: frozenset[str] | None = None
 
 KINDS: dict[str, tuple[str, frozenset[str] | None]] = {
     # name -> (what happens, the operations that it is for by itself; None: all)
-    "reset": ("RST after `after_bytes` of the body", BODIES),
+    "reset": ("RST after `after_bytes` of the body; with `operation`, instead of any answer", BODIES),
     "close": ("FIN there instead: the body is shorter than announced", BODIES),
     "drop": ("the connection is closed instead of an answer", _ALL),
     "unavailable": ("503 with Retry-After: `seconds`", _ALL),
@@ -54,12 +56,14 @@ class Fault(common.Fault):
         if self.kind not in KINDS:
             raise ValueError(f"no fault is called {self.kind!r}; there are {', '.join(KINDS)}")
 
-    def fits(self, method: str, operation: str, key: str, *, ranged: bool, conditional: bool) -> bool:
-        """Whether it is for such a request."""
+    def meets(self, method: str, operation: str, key: str, *, ranged: bool, body: bool) -> bool:
+        """Whether it is for such a request; `ranged`: 206 is on its way, `body`: bytes of a file are."""
         usual = KINDS[self.kind][1]
-        if usual is not None and operation not in usual:
+        if self.kind in ("reset", "close") and self.operation is not None:
+            usual = None
+        elif usual is BODIES and not body:
             return False
-        if self.kind in ("whole", "wrong-range") and not ranged:
+        if (usual is not None and operation not in usual) or (self.kind in _RANGES and not ranged):
             return False
         return (
             self.method in (None, method)
@@ -71,6 +75,18 @@ class Fault(common.Fault):
 
 class Faults(common.Faults):
     """The script. At most one fault strikes a request: the first in order that fits."""
+
+    def strike(self, record: Record, *, ranged: bool, body: bool) -> Fault | None:
+        """The fault for this request, counted, or None."""
+        with self._lock:
+            for fault in self._script:
+                if not isinstance(fault, Fault):
+                    continue
+                fits = fault.meets(record.method, record.operation, record.key, ranged=ranged, body=body)
+                if fits and fault.strikes(record.connection):
+                    self.counts[fault.kind] += 1
+                    return fault
+        return None
 
     def load(self, script: Iterable[dict[str, Any]]) -> None:
         """The same from JSON."""

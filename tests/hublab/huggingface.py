@@ -13,18 +13,19 @@ from tests.hublab.repos import Commit, File, Folder, Repo, listing
 from tests.osslab.operations import Sent
 from tests.osslab.wire import Answer
 
+_WORDS = frozenset({"revision", "tree", "refs", "resolve"})
+
 
 def api(asked: Asked, path: str) -> Answer:
     """For everything below ``/api/models/``; `path` as sent, for a revision may hold an encoded slash. Raises `Refused`."""
-    words = path.split("/")
-    name, what = "/".join(map(unquote, words[:2])), words[2] if len(words) > 2 else ""
-    revision = unquote(words[3]) if len(words) > 3 else ""
-    place = unquote("/".join(words[4:])).strip("/")
+    name, words = _split(path)
+    what, revision = words[0], unquote(words[1]) if len(words) > 1 else ""
+    place = unquote("/".join(words[2:])).strip("/")
     operation = {"": "hf-model", "revision": "hf-model", "tree": "hf-tree", "refs": "hf-refs"}.get(what)
     asked.told(operation or "unknown", name, place)
     if operation is None:
         raise _refused(404, "", "Sorry, we can't find the page you are looking for.")
-    repo = _allowed(asked, name)
+    repo = _allowed(asked, name, path)
     if operation == "hf-refs":
         return _refs(repo)
     commit = _commit(repo, revision)
@@ -33,11 +34,10 @@ def api(asked: Asked, path: str) -> Answer:
 
 def resolve(asked: Asked, path: str) -> Answer | Sent:
     """``OWNER/NAME/resolve/REVISION/PATH``. Raises `Refused`."""
-    words = path.split("/")
-    name = "/".join(map(unquote, words[:2]))
-    asked.told("hf-resolve", name, unquote("/".join(words[4:]), errors="surrogateescape"))
-    repo = _allowed(asked, name)
-    commit = _commit(repo, unquote(words[3]))
+    name, words = _split(path)
+    asked.told("hf-resolve", name, unquote("/".join(words[2:]), errors="surrogateescape"))
+    repo = _allowed(asked, name, path)
+    commit = _commit(repo, unquote(words[1]) if len(words) > 1 else "")
     told = {"X-Repo-Commit": commit.id, "Accept-Ranges": "bytes"}
     if repo.gated and asked.token not in repo.granted:
         restricted = f"Access to model {repo.id} is restricted. You must have access to it and be authenticated to access it."
@@ -52,15 +52,26 @@ def resolve(asked: Asked, path: str) -> Answer | Sent:
     told |= {
         "X-Linked-Size": str(file.size),
         "X-Linked-ETag": f'"{file.sha256}"',
-        "Location": asked.hub.signed(repo, file, internal=False),
+        "Location": asked.hub.signed(file, internal=False),
     }
     return Answer(302, told, b"Found. Redirecting\n")
 
 
-def _allowed(asked: Asked, name: str) -> Repo:
+def _split(path: str) -> tuple[str, list[str]]:
+    """The repository's name (old ones have no owner), and what comes after it: [""] when that is nothing."""
+    words = path.split("/")
+    at = 1 if len(words) == 1 or words[1] in _WORDS else 2
+    return "/".join(map(unquote, words[:at])), words[at:] or [""]
+
+
+def _allowed(asked: Asked, name: str, path: str) -> Repo:
     """The repository, if the sender may see it. Here a token that nobody knows is worse than none."""
     if asked.token and not asked.valid:
         raise _refused(401, "", "Invalid credentials in Authorization header")
+    if name in asked.hub.moved:
+        before, _, after = asked.request.target.partition(path)
+        there = asked.hub.moved[name] + path.removeprefix(quote(name))
+        raise Refused(Answer(307, {"Location": before + there + after}, b"Temporary Redirect"))
     repo = asked.hub.find(name)
     if repo is None or (repo.private and not asked.valid):
         if asked.valid:

@@ -38,18 +38,18 @@ def answer(asked: Asked, path: str) -> Answer | Sent:
     asked.told(operation or "unknown", name, query.get("FilePath") or query.get("Root", ""))
     if operation is None:
         raise _refused(asked, 404, 404, "page not found")
-    repo = _allowed(asked, name, bytes_too=operation == "repo")
+    repo = _allowed(asked, name, inside=operation in ("files", "commits", "repo"))
     return _TABLE[operation](asked, repo)
 
 
-def _allowed(asked: Asked, name: str, *, bytes_too: bool) -> Repo:
+def _allowed(asked: Asked, name: str, *, inside: bool) -> Repo:
     """The repository, if the sender may see it. A token that nobody knows is as good as none."""
     hub, repo = asked.hub, asked.hub.find(name)
     if repo is None:
         raise _refused(asked, 404, _NO_REPO, "获取模型信息失败，信息：record not found")  # noqa: RUF001
     if repo.private and not asked.valid:
         raise _refused(asked, hub.private_status, _NO_ACCESS, "无权限访问该模型")
-    if repo.gated and bytes_too and asked.token not in repo.granted:
+    if repo.gated and inside and asked.token not in repo.granted:
         raise _refused(asked, hub.gated_status, _NO_ACCESS, "该模型需要申请授权后才能下载")
     return repo
 
@@ -143,7 +143,7 @@ def _repo(asked: Asked, repo: Repo) -> Answer | Sent:
         return bytes_of(file, 200, {"Content-Disposition": f"attachment; filename*=UTF-8''{told}"})
     here = asked.request.headers.get("x-aliyun-region-id", "")
     internal = asked.hub.region is not None and here == asked.hub.region
-    return Answer(302, {"Location": asked.hub.signed(repo, file, internal=internal)}, b"")
+    return Answer(302, {"Location": asked.hub.signed(file, internal=internal)}, b"")
 
 
 _TABLE = {"model": _model, "files": _files, "revisions": _revisions, "commits": _commits, "repo": _repo}

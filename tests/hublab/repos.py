@@ -137,7 +137,7 @@ def listing(commit: Commit, root: str, *, recursive: bool) -> list[File | Folder
 
 @dataclass
 class Repo:
-    """A repository. `private`: only with a token; `gated`: listed for all, its files only for tokens in `granted`."""
+    """A repository. `private`: only with a token; `gated`: known to all, read only with tokens in `granted`."""
 
     id: str
     room: str
@@ -157,7 +157,10 @@ class Repo:
         parent = self.branches.get(branch, "")
         before = self.commits.get(base or parent)
         files = dict(before.files) if before else {}
-        when = time.time()
+        latest = max((one.when for one in self.commits.values()), default=0.0)
+        when = max(
+            time.time(), latest + 1
+        )  # lists speak of whole seconds; here these tell which commit is newer
         told = "\0".join(f"{path}\0{given!r:.80}" for path, given in sorted(changes.items()))
         serial = f"{self.id} {branch} {parent} {len(self.commits)} {when}"
         name = _git("commit", f"{serial} {told}".encode("utf-8", "surrogateescape"))

@@ -35,8 +35,9 @@ class HubServer:
     Settings: `listing_limit` entries at most in a list of ModelScope's, said to nobody; `page_size` entries on a page of Hugging Face's;
     files of `direct_below` bytes and more are LFS files and lie at the CDN; its URLs work for `url_lifetime` seconds; with `region`, clients
     that say they are there are sent to the internal address. ModelScope answers an unknown revision with a list of nothing ("null", as the
-    real one does) or with 404 ("404"), and who may not see a private or gated repository gets `private_status` or `gated_status`.
-    `rate` limits all bodies together, in bytes per second.
+    real one does) or with 404 ("404"), and who may not see a private or gated repository gets `private_status` or `gated_status`; the real
+    one is known to say 404 in both cases, with another code than for what is not there.
+    `moved` has the old names of repositories, which Hugging Face redirects. `rate` limits all bodies together, in bytes per second.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class HubServer:
         self.room = memory_folder()
         self._clean = weakref.finalize(self, shutil.rmtree, self.room, ignore_errors=True)
         self.repos: dict[str, Repo] = {}
+        self.moved: dict[str, str] = {}
         self.faults, self.log = Faults(), Log()
         self.token = self.new_token(known=False)
         self.tokens = {self.token}
         self.listing_limit, self.page_size, self.direct_below = 3000, 1000, 1 << 20
         self.url_lifetime = 3600.0
         self.region: str | None = None
-        self.unknown_revision, self.private_status, self.gated_status = "null", 404, 403
+        self.unknown_revision, self.private_status, self.gated_status = "null", 404, 404
         self._signer = cdn.Signer()
         self.hub = Listener(partial(self._serve, "hub"), host=host, port=port)
         self.cdn = Listener(partial(self._serve, "cdn"), host=cdn_host)
@@ -140,14 +142,21 @@ class HubServer:
             found = next((repo for known, repo in self.repos.items() if known.lower() == name.lower()), None)
         return found
 
-    def signed(self, repo: Repo, file: File, *, internal: bool) -> str:
+    def version(self, key: str) -> tuple[Repo, File] | None:
+        """The version of a file with that `File.id`, and where it belongs."""
+        for repo in list(self.repos.values()):
+            if key in repo.versions:
+                return repo, repo.versions[key]
+        return None
+
+    def signed(self, file: File, *, internal: bool) -> str:
         """A URL at the CDN that works for a while."""
-        base = _address(self.internal if internal else self.cdn)
-        return self._signer.url(base, repo, file, self.url_lifetime)
+        base = self.internal_endpoint if internal else self.cdn_endpoint
+        return self._signer.url(base, file, self.url_lifetime)
 
     def query_address(self) -> str:
         """Where a client in the cloud learns in which region it is."""
-        return _address(self.internal) + _REGION
+        return self.endpoint + _REGION
 
     # requests
 
@@ -177,10 +186,9 @@ class HubServer:
         except Refused as refusal:
             answer, record.code = refusal.answer, refusal.code
         request.body.drain()
-        fault = self.faults.pick(
-            request.method, record.operation, record.key, record.connection,
-            ranged=record.range is not None, conditional="if-match" in request.headers,
-        )  # fmt: skip
+        body = isinstance(answer, Sent) and answer.length > 0 and not asked.bare
+        head = answer.answer if isinstance(answer, Sent) else answer
+        fault = self.faults.strike(record, ranged=head.status == 206, body=body)
         if fault is not None:
             record.fault = fault.kind
             answer = _struck(sender, answer, record, fault)
@@ -196,18 +204,18 @@ class HubServer:
 
     def _answer(self, where: str, asked: Asked) -> Answer | Sent:
         request = asked.request
-        if where == "internal" and request.path == _REGION:
-            asked.told("region")
-            return Answer(200, {"Content-Type": "text/plain"}, (self.region or "").encode())
         if where != "hub":
             return cdn.answer(asked, where, self._signer)
+        if request.path == _REGION:
+            asked.told("region")
+            return Answer(200, {"Content-Type": "text/plain"}, (self.region or "").encode())
         path = request.path.removeprefix("/")
         if path.startswith("api/v1/"):
             asked.token = asked.token or cookies(request.headers).get("m_session_id", "")
             return modelscope.answer(asked, request.plain_path.removeprefix("/api/v1/"))
         if path.startswith("api/models/"):
             return huggingface.api(asked, path.removeprefix("api/models/"))
-        if len(path.split("/")) > 4 and path.split("/")[2] == "resolve":
+        if "resolve" in path.split("/")[1:3]:
             return huggingface.resolve(asked, path)
         asked.told("unknown")
         return Answer(404, {"Content-Type": "application/json"}, b'{"error":"nothing here"}')
