@@ -147,15 +147,31 @@ globs = st.lists(st.text(max_size=5), max_size=2).map(tuple)
 origins = st.none() | st.builds(Origin, st.text(), globs, globs)
 
 
-@given(st.text(), st.text(), st.sampled_from([UPDATING, COMPLETE]), st.lists(entries, max_size=5), origins)
+unproven = st.lists(entries.map(lambda entry: entry.path), max_size=3).map(tuple)
+
+
+@given(
+    st.text(),
+    st.text(),
+    st.sampled_from([UPDATING, COMPLETE]),
+    st.lists(entries, max_size=5),
+    origins,
+    unproven,
+)
 def test_what_is_written_is_read(
-    source: str, revision: str, state: str, files: list[FileEntry], origin: Origin | None
+    source: str,
+    revision: str,
+    state: str,
+    files: list[FileEntry],
+    origin: Origin | None,
+    resumed: tuple[str, ...],
 ) -> None:
-    manifest = Manifest(source, revision, state, tuple(files), origin)
+    manifest = Manifest(source, revision, state, tuple(files), origin, resumed)
     raw = manifest.dump(time=1.5, version="1.2")
     assert Manifest.parse(raw) == manifest
     body = json.loads(raw)
     assert (body["v"], body["time"], body["stager"]) == (1, 1.5, "1.2")
+    assert ("unproven" in body) == bool(resumed)
     assert all(isinstance(row.get("crc64", ""), str) for row in body["files"]), "JavaScript has 53 bits"
     assert raw.isascii()
     if state == UPDATING:
@@ -173,3 +189,16 @@ def test_an_origin_that_says_nothing_is_none(wrong: object) -> None:
     body = {"source": "a", "revision": "1", "state": COMPLETE, "files": []}
     assert Manifest.parse(json.dumps({**body, "fetched": wrong}).encode()).fetched is None
     assert Manifest.parse(json.dumps({**body, "fetched": {"location": "a"}}).encode()).fetched == Origin("a")
+
+
+@pytest.mark.parametrize("wrong", [7, "a", {}, None, [7], [None], [""], ["/a"], ["../a"], ["a\0"], ["a", 7]])
+def test_what_is_unproven_must_be_said_clearly(wrong: object) -> None:
+    body = {"source": "a", "revision": "1", "state": UPDATING, "files": []}
+    assert Manifest.parse(json.dumps({**body, "unproven": ["x/a", "b"]}).encode()).unproven == ("x/a", "b")
+    with pytest.raises(IntegrityError, match="is not a manifest"):
+        Manifest.parse(json.dumps({**body, "unproven": wrong}).encode())
+
+
+def test_rows_are_found_by_path() -> None:
+    one, two = FileEntry("a", 1), FileEntry("x/b", 2, None, 7)
+    assert Manifest("s", "r", COMPLETE, (one, two)).rows() == {"a": one, "x/b": two}

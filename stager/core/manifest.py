@@ -36,7 +36,8 @@ class Origin:
 class Manifest:
     """What a writer of models promises. `state` is ``complete`` or ``updating``; readers refuse the latter.
 
-    `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else.
+    `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else. `unproven` are the paths whose objects were
+    completed from parts of an earlier pull and not yet read back; pull alone reads it.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Manifest:
     state: str  # UPDATING, COMPLETE
     files: tuple[FileEntry, ...]
     fetched: Origin | None = None
+    unproven: tuple[str, ...] = ()
 
     @staticmethod
     def parse(raw: bytes) -> Manifest:
@@ -53,8 +55,10 @@ class Manifest:
             if not isinstance(body, dict) or not isinstance(body.get("files"), list):
                 raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT)
             files = tuple(_entry(item) for item in body["files"])
-            origin = _origin(body.get("fetched"))
-            return Manifest(str(body["source"]), str(body["revision"]), str(body["state"]), files, origin)
+            origin, unproven = _origin(body.get("fetched")), _paths(body.get("unproven", []))
+            return Manifest(
+                str(body["source"]), str(body["revision"]), str(body["state"]), files, origin, unproven
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
@@ -72,9 +76,15 @@ class Manifest:
         body: dict[str, Any] = {"v": 1, "source": self.source, "revision": self.revision, "state": self.state}
         if self.fetched is not None:
             body["fetched"] = asdict(self.fetched)
+        if self.unproven:
+            body["unproven"] = self.unproven
         return (
             json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
         )
+
+    def rows(self) -> dict[str, FileEntry]:
+        """The files by path; of a path that is promised twice the last."""
+        return {entry.path: entry for entry in self.files}
 
     def refuse_updating(self, root: str) -> None:
         """Raise `IntegrityError` while a writer is replacing the model below `root`."""
@@ -104,6 +114,13 @@ def _origin(item: object) -> Origin | None:
     if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in globs):
         return None
     return Origin(item["location"], tuple(globs[0]), tuple(globs[1]))
+
+
+def _paths(item: object) -> tuple[str, ...]:
+    """A list of paths inside a model. Raises as `_entry`."""
+    if not isinstance(item, list) or not all(isinstance(path, str) for path in item):
+        raise TypeError("not a list of paths")
+    return tuple(FileEntry(path, 0).path for path in item)
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
