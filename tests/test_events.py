@@ -22,6 +22,7 @@ from stager.core import errors
 from stager.core.events import Event, Failure, FileProblem, FileResidency, Note, Progress, Stall, jsonable
 from stager.core.fetch_reports import FetchForecast, FetchSummary
 from stager.core.model import Known, Residency
+from stager.core.pull_reports import PullForecast, PullSummary, VerifySummary
 from stager.core.reports import EvictSummary, Forecast, HoldSummary, Readiness, StatusTotal, WarmSummary
 from stager.core.store_reports import Listing, ManifestFacts, Permission, StoredFile, StoreForecast
 from stager.core.units import GIB, MIB
@@ -120,6 +121,60 @@ FETCHED = FetchSummary(
     credentials="RRSA role acs:ram::1:role/models",
 )
 
+PULLED = PullSummary(
+    source="ms://deepseek-ai/DeepSeek-R1-0528",
+    revision="4236a6af538feda4548eca9ab308586007567f52",
+    dest="oss://bucket/models/r1",
+    complete=True,
+    reason="",
+    files=163,
+    total=int(688.6 * GIB),
+    pulled=int(688.6 * GIB),
+    resumed=0,
+    already=0,
+    read_back=0,
+    seconds=312.0,
+    rate=2.2 * GIB,
+    lanes=16,
+    peak=24,
+    verified="sha256",
+    unproven=0,
+    retried=0,
+    replaced=0,
+    mended=0,
+    removed=0,
+    left_out=0,
+    credentials="RRSA role acs:ram::1:role/models",
+)
+
+WOULD_PULL = PullForecast(
+    source="hf://org/r1",
+    revision="4236a6af538feda4548eca9ab308586007567f52",
+    dest="oss://bucket/models/r1",
+    files=17,
+    total=64 * GIB,
+    present=GIB,
+    to_pull=63 * GIB,
+    resumable=2,
+    part_bytes=3 * GIB,
+    left_out=(("pytorch_model.bin", "a PyTorch copy of the safetensors"), (AWKWARD, "a picture or a video")),
+    removes=(AWKWARD,),
+    verdict="a run would begin",
+)
+
+VERIFIED = VerifySummary(
+    location="oss://bucket/models/r1",
+    ok=True,
+    files=163,
+    total=int(688.6 * GIB),
+    read=int(688.6 * GIB),
+    seconds=300.0,
+    rate=2.2 * GIB,
+    by="sha256",
+    wrong=(),
+    unproven=0,
+)
+
 SAMPLES: dict[str, Event] = {
     "note-info": Note("info", "second_run", "everything is resident already"),
     "note-warning": Note("warning", "marker", "/run/stager: read-only", hint="name one with `--marker`"),
@@ -190,6 +245,33 @@ SAMPLES: dict[str, Event] = {
         keep_free=GIB,
         refusal="",
     ),
+    "pull": PULLED,
+    "pull-again": replace(PULLED, pulled=0, already=PULLED.total, lanes=0, peak=0),
+    "pull-again-unverified": replace(PULLED, pulled=0, already=PULLED.total, verified=""),
+    "pull-resumed": replace(
+        PULLED, pulled=GIB, resumed=7 * GIB, read_back=8 * GIB, unproven=3, retried=3, replaced=1, mended=1
+    ),
+    "pull-unverified": replace(PULLED, verified="", removed=2, left_out=40, lanes=1),
+    "pull-directory": replace(PULLED, source=AWKWARD, revision="", dest="/mnt/nas/r1", verified="crc64"),
+    "pull-branch": replace(PULLED, revision="master"),
+    "pull-unfinished": replace(
+        PULLED, complete=False, reason="run it again to go on", pulled=60 * GIB, resumed=3 * GIB, already=GIB
+    ),
+    "pull-forecast": WOULD_PULL,
+    "pull-forecast-bare": replace(
+        WOULD_PULL, present=0, to_pull=64 * GIB, resumable=0, part_bytes=0, left_out=(), removes=()
+    ),
+    "pull-forecast-many": replace(WOULD_PULL, removes=tuple(f"{i}.bin" for i in range(22)), left_out=()),
+    "verify": VERIFIED,
+    "verify-unproven": replace(VERIFIED, unproven=2, by="crc64"),
+    "verify-wrong": replace(
+        VERIFIED, ok=False, wrong=((AWKWARD, "missing"), ("a.safetensors", "its sha256 is another"))
+    ),
+    "verify-one-wrong": replace(
+        VERIFIED, ok=False, wrong=(("a.safetensors", "5 bytes, the manifest says 6"),)
+    ),
+    "verify-nothing-stated": replace(VERIFIED, ok=False, unproven=163),
+    "verify-unfinished": replace(VERIFIED, ok=False, read=GIB),
     "object": StoredFile("model-00001-of-00003.safetensors", 4 * GIB, "Standard", ""),
     "object-odd": StoredFile(AWKWARD, 7, "Archive", "a lock file"),
     "listing": LISTED,

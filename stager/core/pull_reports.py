@@ -1,0 +1,181 @@
+"""What a pull and a proof of its result say; each with a text and a JSON face."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stager.core.events import Event
+from stager.core.units import count, format_duration, format_size, shown
+
+_SHOWN = 20  # lines of one kind that a person reads
+_COMMIT = re.compile("[0-9a-f]{40,64}")
+
+
+@dataclass(frozen=True)
+class PullForecast(Event):
+    """What a pull would do. Sizes in bytes.
+
+    `files` and `total` are those of the revision that are wanted, `present` the bytes that are at the destination and proven, `to_pull` the rest,
+    `part_bytes` of it those that `resumable` unfinished uploads claim to hold. `left_out` are paths of the hub's that are not
+    wanted and why, `removes` names that ``--mirror`` would remove. `verdict` says whether a run would begin.
+    """
+
+    type: ClassVar[str] = "pull_forecast"
+    result: ClassVar[bool] = True
+    source: str
+    revision: str
+    dest: str
+    files: int
+    total: int
+    present: int
+    to_pull: int
+    resumable: int
+    part_bytes: int
+    left_out: tuple[tuple[str, str], ...]
+    removes: tuple[str, ...]
+    verdict: str
+
+    def text(self) -> str:
+        """A few lines in columns."""
+        there = f", {format_size(self.present)} of it already there" if self.present else ""
+        uploads = count(self.resumable, "unfinished upload")
+        parts = f", {format_size(self.part_bytes)} of it in {uploads}" if self.resumable else ""
+        return "\n".join(
+            [
+                f"source  {_named(self.source, self.revision)}",
+                f"model   {count(self.files, 'file')}, {format_size(self.total)}{there}",
+                f"pull    {format_size(self.to_pull)}{parts}",
+                f"into    {shown(self.dest)}",
+                *_rows("without", [f"{shown(path)}: {shown(why)}" for path, why in self.left_out]),
+                *_rows("remove ", [shown(name) for name in self.removes]),
+                f"verdict {self.verdict}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class PullSummary(Event):
+    """How a pull ended. Sizes in bytes, times in seconds.
+
+    `revision` is the commit. `pulled` bytes came from the hub in this run, `resumed` were in unfinished uploads, `already` in finished files,
+    `read_back` were read from the destination to prove them. `verified` is ``sha256``, ``crc64``, or empty where nothing was; `unproven` counts
+    files for which the hub states no checksum. `retried` requests were made again, `replaced` connections were dropped because
+    they were slow, `mended` files had the wrong checksum at first, `removed` files are no longer in the revision, `left_out` ones were not wanted.
+    `reason` says why it did not finish, `credentials` in words where those of the destination came from.
+    """
+
+    type: ClassVar[str] = "pull_summary"
+    result: ClassVar[bool] = True
+    source: str
+    revision: str
+    dest: str
+    complete: bool
+    reason: str
+    files: int
+    total: int
+    pulled: int
+    resumed: int
+    already: int
+    read_back: int
+    seconds: float
+    rate: float
+    lanes: int
+    peak: int
+    verified: str
+    unproven: int
+    retried: int
+    replaced: int
+    mended: int
+    removed: int
+    left_out: int
+    credentials: str
+
+    def text(self) -> str:
+        """One self-contained line."""
+        if not self.complete:
+            done = format_size(min(self.total, self.pulled + self.resumed + self.already))
+            return f"not pulled: {done} of {format_size(self.total)} are in {shown(self.dest)}, {self.reason}"
+        source, dest = _named(self.source, self.revision), shown(self.dest)
+        parts = [f"pulled: {format_size(self.total)} in {count(self.files, 'file')} from {source} to {dest}"]
+        if self.pulled:
+            rate = f"{format_size(self.rate)}/s, {count(self.lanes, 'lane')}"
+            parts.append(f"streamed {format_size(self.pulled)} in {format_duration(self.seconds)} ({rate})")
+        else:
+            parts.append("nothing pulled")
+        if not self.pulled and not self.resumed:
+            parts.append("all there")
+        if self.resumed:
+            parts.append(f"{format_size(self.resumed)} from an earlier run")
+        parts += [*self._proof(), *self._trouble()]
+        return ", ".join(parts)
+
+    def _proof(self) -> list[str]:
+        back = [f"{format_size(self.read_back)} read back"] if self.read_back else []
+        if not self.verified:
+            return [*back, "not verified"] if self.pulled or self.resumed else back
+        but = (
+            f" but for {count(self.unproven, 'file')} without a checksum at the hub" if self.unproven else ""
+        )
+        return [*back, f"verified by {self.verified}{but}"]
+
+    def _trouble(self) -> list[str]:
+        told = [
+            (self.retried, "request", "retried"),
+            (self.replaced, "slow connection", "replaced"),
+            (self.mended, "file", "pulled again for a wrong checksum"),
+            (self.removed, "file", "removed"),
+            (self.left_out, "file", "left out"),
+        ]
+        return [f"{count(number, noun)} {what}" for number, noun, what in told if number]
+
+
+@dataclass(frozen=True)
+class VerifySummary(Event):
+    """What reading a model against its manifest has shown. Sizes in bytes, times in seconds.
+
+    `read` bytes were read, `by` is ``crc64`` or ``sha256``. `wrong` are paths and what is wrong with each; `unproven` counts files for which the
+    manifest states no such checksum, so that only their sizes could be compared.
+    """
+
+    type: ClassVar[str] = "verify_summary"
+    result: ClassVar[bool] = True
+    location: str
+    ok: bool
+    files: int
+    total: int
+    read: int
+    seconds: float
+    rate: float
+    by: str
+    wrong: tuple[tuple[str, str], ...]
+    unproven: int
+
+    def text(self) -> str:
+        """One self-contained line; before it one for each file that is wrong."""
+        rows = _rows("wrong ", [f"{shown(path)}: {shown(why)}" for path, why in self.wrong])
+        return "\n".join([*rows, self._verdict()])
+
+    def _verdict(self) -> str:
+        files, where = count(self.files, "file"), shown(self.location)
+        if self.wrong:
+            verb = "is" if len(self.wrong) == 1 else "are"
+            return f"not verified: {len(self.wrong)} of {files} {verb} wrong in {where}"
+        if not self.ok:
+            bare = f"the manifest has no {self.by} for {self.unproven} of {files}"
+            return f"not verified: {where}, {bare if self.unproven else 'not all was read'}"
+        took = f"{format_duration(self.seconds)} ({format_size(self.rate)}/s)"
+        bare = f" ({count(self.unproven, 'file')} without one: by size)" if self.unproven else ""
+        return f"verified: {format_size(self.total)} in {files} of {where} by {self.by}{bare} in {took}"
+
+
+def _named(source: str, revision: str) -> str:
+    """The source with its revision; of a commit as much as people write."""
+    short = revision[:8] if _COMMIT.fullmatch(revision) else shown(revision)
+    return f"{shown(source)}@{short}" if short else shown(source)
+
+
+def _rows(word: str, lines: list[str]) -> list[str]:
+    more = [f"{word} and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [f"{word} {line}" for line in lines[:_SHOWN]] + more
