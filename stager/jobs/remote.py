@@ -69,7 +69,7 @@ class Model:
     @property
     def states_checksums(self) -> bool:
         """Whether the store itself states a CRC-64 for each object, in answers but not in listings."""
-        return self.root.startswith(f"{Scheme.OSS.value}://")
+        return states_checksums(self.root)
 
     def target(self, name: str) -> str:
         """The path, below the folder it is fetched into, of the object `name`."""
@@ -78,6 +78,11 @@ class Model:
     def address(self, name: str) -> str:
         """The full name of the object `name`, as other tools take it."""
         return f"{self.root.rstrip('/')}/{name}"
+
+
+def states_checksums(root: str) -> bool:
+    """Whether the store with this root states a CRC-64 for each object."""
+    return root.startswith(f"{Scheme.OSS.value}://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,7 @@ def survey(store: Store, *, location: str = "", refuse: bool = True) -> Model:
     if listed is None:
         return model
     try:
-        manifest = _manifest(store, listed)
+        manifest = manifest_at(store, listed)
         if refuse:
             manifest.refuse_updating(shown(model.location))
     except (IntegrityError, *OF_ONE_OBJECT) as error:
@@ -161,8 +166,8 @@ def survey(store: Store, *, location: str = "", refuse: bool = True) -> Model:
     return replace(model, manifest=manifest)
 
 
-def _manifest(store: Store, listed: StoredObject) -> Manifest:
-    """The manifest, read as one version: a writer may replace it at any moment."""
+def manifest_at(store: Store, listed: StoredObject) -> Manifest:
+    """The manifest that was `listed`, read as one version: a writer may replace it at any moment. Blocks. Raises `IntegrityError` for a broken one."""
     try:
         return Manifest.parse(_whole(store, listed))
     except ObjectChanged:
@@ -192,7 +197,7 @@ def _single(location: Location, open_at: Callable[[Location], Store], *, refuse:
     one = store.head(location.name)
     if refuse:
         with suppress(NotFound):
-            _manifest(store, store.head(PATH)).refuse_updating(shown(str(parent)))
+            manifest_at(store, store.head(PATH)).refuse_updating(shown(str(parent)))
     return store, Model(str(location), store.root, [one], single=True)
 
 
