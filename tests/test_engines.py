@@ -136,6 +136,7 @@ def test_an_adapter_is_no_stand_in_for_a_model() -> None:
     assert dropped(VLLM, both) == []
     assert dropped(VLLM, ["adapter_model.safetensors", "adapter_model.bin"]) == ["adapter_model.bin"]
     assert dropped(VLLM, ["adapter_model.safetensors", "model-Q8_0.gguf"]) == []
+    assert dropped(VLLM, ["adapter_model.safetensors", "original/consolidated.00.pth"]) == []
 
 
 def test_a_model_of_another_name_is_a_stand_in() -> None:
@@ -148,6 +149,8 @@ def test_a_variant_is_taken_where_it_is_asked_for() -> None:
     paths = [*SAFETENSORS, *fp16, index, "model.bf16.safetensors", "config.json"]
     assert dropped(VLLM, paths) == [*fp16, index, "model.bf16.safetensors"]
     assert dropped(VLLM, paths, variant="fp16") == [*SAFETENSORS, "model.bf16.safetensors"]
+    mixed = ["model.safetensors", "pytorch_model.fp16.bin"]
+    assert dropped(VLLM, mixed, variant="fp16") == ["model.safetensors"]
     with pytest.raises(UsageError, match="no variant `int8`; there is `bf16`, `fp16`"):
         take(VLLM, paths, variant="int8")
     with pytest.raises(UsageError, match="there is the plain model alone"):
@@ -195,6 +198,8 @@ QUANTS = {
     "Q5/Qwen2-f64.gguf": "Q5",
     "qwen2-7b.gguf": "qwen2-7b",
     "whole-00001-of-00002.gguf": "whole",
+    "xq4-chat.gguf": "xq4-chat",
+    "x-q4ever.gguf": "x-q4ever",
 }
 
 
@@ -303,6 +308,7 @@ BESIDE = [
     "sd_xl_base_1.0.safetensors",
     "v1-5-pruned.ckpt",
     "flux1-dev-Q4_0.gguf",
+    "diffusion_pytorch_model.safetensors.index.json",
     f"{UNET}.bin",
     f"{UNET}.fp16.safetensors",
     f"{UNET}.fp16.bin",
@@ -334,6 +340,15 @@ def test_a_variant_that_is_there_only_as_a_pickle() -> None:
     paths = ["model_index.json", f"{UNET}.safetensors", f"{UNET}.fp16.bin"]
     assert dropped(DIFFUSERS, paths, variant="fp16") == [f"{UNET}.safetensors"]
     assert dropped(DIFFUSERS, paths) == [f"{UNET}.fp16.bin"]
+
+
+def test_a_component_keeps_what_diffusers_loads_of_it() -> None:
+    plain, other = f"{UNET}.bin", "unet/style.safetensors"
+    assert dropped(DIFFUSERS, ["model_index.json", plain, other]) == []
+    assert dropped(VLLM, [plain, other]) == [plain]
+    assert dropped(DIFFUSERS, ["model_index.json", plain, f"{UNET}.fp16.safetensors"]) == [
+        f"{UNET}.fp16.safetensors"
+    ]
 
 
 def test_without_an_index_there_is_no_pipeline() -> None:

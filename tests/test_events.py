@@ -251,6 +251,7 @@ SAMPLES: dict[str, Event] = {
     "pull-resumed": replace(
         PULLED, pulled=GIB, resumed=7 * GIB, read_back=8 * GIB, unproven=3, retried=3, replaced=1, mended=1
     ),
+    "pull-completed": replace(PULLED, pulled=0, resumed=GIB, already=PULLED.total - GIB, read_back=GIB),
     "pull-unverified": replace(PULLED, verified="", removed=2, left_out=40, lanes=1),
     "pull-directory": replace(PULLED, source=AWKWARD, revision="", dest="/mnt/nas/r1", verified="crc64"),
     "pull-branch": replace(PULLED, revision="master"),

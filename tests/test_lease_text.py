@@ -66,6 +66,8 @@ def test_holes_of_a_half_written_file_are_none() -> None:
     assert Lease.parse(raw[:20] + b"\0" * (len(raw) - 20)) is None
     assert Lease.parse(b"[" * 100_000) is None
     assert Lease.parse(raw + b" " * (1 << 20)) is None
+    assert Lease.parse(b"[]") is None
+    assert Lease.parse(b"[" * 60_000) is None
 
 
 @pytest.mark.parametrize(
@@ -164,3 +166,4 @@ def test_a_name_that_every_machine_has_proves_no_restart(host: str) -> None:
 def test_unknown_names_are_not_equal_names() -> None:
     bare = replace(LEASE, boot_id="", pid_namespace="")
     assert judge(bare, 0.0, Here(LEASE.host, "", ""), never) is LIVE
+    assert judge(replace(LEASE, pid_namespace=""), 0.0, Here(LEASE.host, LEASE.boot_id, ""), never) is LIVE

@@ -145,6 +145,12 @@ def test_a_secret_is_neither_taken_nor_told(text: str) -> None:
     assert "hunter2" not in caught.value.message + (caught.value.hint or "")
 
 
+def test_a_password_is_named_as_what_is_wrong() -> None:
+    for text in ("https://me:pw@huggingface.co/a/b", "hf://pw@huggingface.co/a/b"):
+        with pytest.raises(UsageError, match="a user or a password"):
+            Source.parse(text)
+
+
 @pytest.mark.parametrize(
     ("text", "name", "address"),
     [
