@@ -89,8 +89,10 @@ class Transfer:
             return []
         return [*self._inflows[-1].stuck(), *self._outflows[-1].stuck()]
 
-    async def run(self, transits: Sequence[Transit], again: Callable[[Transit], Transit]) -> list[Transit]:
-        """Move all files of `transits`; those that came wrong once more, as `again` gives them. The transits that ended well.
+    async def run(
+        self, transits: Sequence[Transit], again: Callable[[Transit], Transit] | None
+    ) -> list[Transit]:
+        """Move all files of `transits`; those that came wrong once more, as `again` gives them (None: not again). The transits that ended well.
 
         Raises the first error, `IntegrityError` for a file that came wrong twice; what was sent stays for the next run.
         """
@@ -100,7 +102,9 @@ class Transfer:
             await self._round(transits)
             wrong = [one for one in transits if one.wrong]
             right = [one for one in transits if not one.wrong]
-            if wrong:
+            if again is None:
+                _refuse_wrong(wrong)
+            elif wrong:
                 self.mended += len(wrong)
                 repeated = [again(one) for one in wrong]
                 await self._round(repeated)

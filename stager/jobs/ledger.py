@@ -1,0 +1,93 @@
+"""What a pull leaves beside the model: the manifest, which says updating first and complete last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from stager import __version__
+from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
+from stager.core.model import FileEntry
+
+if TYPE_CHECKING:
+    from stager.hub.base import HubFile, Snapshot
+    from stager.jobs.stock import Standing
+    from stager.store.base import Store
+
+
+def put(store: Store, name: str, content: bytes) -> None:
+    """Write a small object. Blocks. Raises as the store does."""
+    upload = store.upload(name, len(content))
+    if content:
+        upload.part(1, memoryview(content))
+    upload.complete()
+
+
+class Ledger:
+    """Writes into `store` what a pull of `files`, of `snapshot`, makes of what is there. All methods but `entry` block."""
+
+    def __init__(
+        self, store: Store, snapshot: Snapshot, files: Iterable[HubFile], standing: Standing
+    ) -> None:
+        """`standing` is what was there before the pull."""
+        self._store = store
+        self._snapshot = snapshot
+        self._files = {one.entry.path: one for one in files}
+        self._before = standing.manifest
+        self._rows = standing.manifest.rows() if standing.manifest is not None else {}
+        self._kept = self._rows_to_keep(standing)
+
+    def _rows_to_keep(self, standing: Standing) -> dict[str, FileEntry]:
+        """What an earlier pull of the same revision with another selection brought, and is still there."""
+        before, snapshot = standing.manifest, self._snapshot
+        if before is None or (before.source, before.revision) != (snapshot.source, snapshot.revision):
+            return {}
+        if before.state != COMPLETE:
+            return {}
+        there = {name: one.size for name, one in standing.objects.items()}
+        rows = ((path, row) for path, row in self._rows.items() if path not in self._files)
+        return {path: row for path, row in rows if there.get(path) == row.size}
+
+    def entry(self, file: HubFile, crc64: int | None) -> FileEntry:
+        """The row of a file that was there before, with what is known of it now."""
+        row = self._rows.get(file.entry.path)
+        if row is not None and row.size != file.entry.size:
+            row = None
+        crc = crc64 if crc64 is not None else (row.crc64 if row is not None else None)
+        sha256 = file.entry.sha256
+        if sha256 is None and row is not None and row.crc64 == crc:
+            sha256 = row.sha256
+        return FileEntry(file.entry.path, file.entry.size, sha256.lower() if sha256 else None, crc)
+
+    def begin(self, unproven: Iterable[str]) -> None:
+        """Say that the model is being changed: from now on nobody takes it for one. `unproven` paths are to be read back before they count."""
+        promised = {path: self.entry(file, None) for path, file in self._files.items()}
+        self._write(self._manifest(UPDATING, promised, unproven))
+
+    def conclude(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
+        """Say that the model is whole; `entries` are all files of the pull, by path. Whether that had to be written."""
+        manifest = self._manifest(COMPLETE, entries, unproven)
+        if manifest == self._before:
+            return False
+        self._write(manifest)
+        return True
+
+    def is_current(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
+        """Whether the manifest that is there says just that."""
+        return self._manifest(COMPLETE, entries, unproven) == self._before
+
+    def _manifest(self, state: str, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> Manifest:
+        all_of_them = {**self._kept, **entries}
+        carried = self._before.unproven if self._before is not None else ()
+        doubts = {*unproven, *(path for path in carried if path in self._kept)}
+        return Manifest(
+            self._snapshot.source,
+            self._snapshot.revision,
+            state,
+            tuple(all_of_them[path] for path in sorted(all_of_them)),
+            unproven=tuple(sorted(doubts)),
+        )
+
+    def _write(self, manifest: Manifest) -> None:
+        put(self._store, PATH, manifest.dump(time=time.time(), version=__version__))

@@ -1,0 +1,341 @@
+"""``stager pull``: from a hub into a store, streaming, proven, and marked complete last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core.engines import choose
+from stager.core.errors import DeadlineExceeded, NotFound, StagerError, UsageError
+from stager.core.events import Note
+from stager.core.location import Scheme
+from stager.core.pull_reports import PullForecast, PullSummary
+from stager.core.select import selected
+from stager.core.source import Hub as HubKind
+from stager.core.units import count, format_size, shown
+from stager.engine import runtime
+from stager.hub.opening import HubOptions, open_hub
+from stager.jobs import lease
+from stager.jobs.evidence import Evidence
+from stager.jobs.ledger import Ledger
+from stager.jobs.lines import Pauses
+from stager.jobs.options import Proof
+from stager.jobs.stall import watched
+from stager.jobs.stock import Standing, take_stock
+from stager.jobs.transfer import Transfer
+from stager.jobs.transit import Transit, stated
+from stager.node import notify
+from stager.node.processes import more_descriptors
+from stager.store.opening import credentials_of, open_store
+
+if TYPE_CHECKING:
+    from stager.core.model import FileEntry
+    from stager.engine.report import Reporter
+    from stager.hub.base import Hub, HubFile, Snapshot
+    from stager.jobs.options import PullOptions
+
+_TOLD = 5  # retries that are told one by one; all are counted
+
+
+class Pull:
+    """One pull. `run` gives 0 once the destination has all files, proven, and a manifest that says so."""
+
+    def __init__(self, options: PullOptions, reporter: Reporter) -> None:
+        self._options = options
+        self._reporter = reporter
+        self._pauses = Pauses()
+        self._lock = threading.Lock()
+        self._retried = 0
+        self._snapshot: Snapshot | None = None
+        self._files: list[HubFile] = []
+        self._left_out: list[tuple[str, str]] = []
+        self._transfer: Transfer | None = None
+        self._evidence: Evidence | None = None
+        self._rows: dict[str, FileEntry] = {}  # of files that the destination has, proven as far as was asked
+        self._already = 0  # bytes of those that were there before
+        self._removed = 0
+
+    def withdraw(self, reason: str) -> None:
+        """Say how far it came. What was sent stays for the next run."""
+        if self._transfer is not None:
+            self._reporter.emit(self._summary(complete=False, reason=f"{reason}; run it again to go on"))
+
+    def stuck(self) -> list[str]:
+        """Names of files in which a read or an upload hangs."""
+        return [name for one in (self._transfer, self._evidence) if one is not None for name in one.stuck()]
+
+    async def run(self) -> int:
+        """Pull; 0. Raises `StagerError` when the destination does not have it all in the end."""
+        try:
+            with runtime.deadline(self._options.timeout) as expired:
+                async with watched(self._options.stall_timeout, self._reporter):
+                    await self._pull()
+            if expired():
+                raise DeadlineExceeded("--timeout ran out", hint="run it again: it goes on where it was")
+        except StagerError as error:
+            if self._transfer is not None:
+                self._reporter.emit(self._summary(complete=False, reason="run it again to go on"))
+            notify.write_termination_log(f"failed: {error.message}")
+            raise
+        summary = self._summary(complete=True, reason="")
+        self._reporter.emit(summary)
+        notify.write_termination_log(summary.text())
+        return 0
+
+    async def forecast(self) -> int:
+        """Say what `run` would do; 0. Writes nothing."""
+        standing = await self._survey()
+        files, options = self._files, self._options
+        missing = [*standing.wanted, *standing.doubtful, *standing.compare]
+        unfinished = standing.resumable & await self._unfinished()
+        assert self._snapshot is not None
+        self._reporter.emit(
+            PullForecast(
+                source=self._snapshot.source,
+                revision=self._snapshot.revision,
+                dest=str(options.dest),
+                files=len(files),
+                total=sum(one.entry.size for one in files),
+                present=sum(files[index].entry.size for index in standing.proven),
+                to_pull=sum(files[index].entry.size for index in missing),
+                resumable=len(unfinished),
+                part_bytes=0,
+                left_out=tuple(self._left_out),
+                removes=standing.obsolete if options.mirror else (),
+                verdict="a run would begin" if missing else "all is there",
+            )
+        )
+        return 0
+
+    # The steps
+
+    async def _survey(self) -> Standing:
+        """What the hub has, what of that is wanted, and what the destination has of it. Nothing is touched."""
+        options = self._options
+        more_descriptors()
+        self._hub = await runtime.in_thread(f"opening {shown(str(options.source))}", self._open_hub)
+        self._store = open_store(options.dest, options.store, pause=self._pauses, on_retry=self._tell_retry)
+        self._snapshot = await runtime.in_thread(f"listing {shown(self._hub.source)}", self._hub.snapshot)
+        self._files, self._left_out = chosen(self._snapshot, options)
+        return await self._take_stock()
+
+    def _open_hub(self) -> Hub:
+        options = self._options
+        return open_hub(
+            options.source, HubOptions.of(options.store), pause=self._pauses, on_retry=self._tell_retry
+        )
+
+    async def _take_stock(self) -> Standing:
+        assert self._snapshot is not None
+        standing = await take_stock(self._store, self._snapshot, self._files, self._options.verify)
+        self._refuse_other(standing)
+        return standing
+
+    def _refuse_other(self, standing: Standing) -> None:
+        """Raise `UsageError` when another model lies there: it would be overwritten in part, and lost."""
+        assert self._snapshot is not None
+        before = standing.manifest
+        if before is None or before.source == self._snapshot.source or self._options.mirror:
+            return
+        raise UsageError(
+            f"`{shown(str(self._options.dest))}` holds another model: its manifest names {shown(before.source)}",
+            hint="choose another destination; `--mirror` replaces what is there",
+        )
+
+    async def _pull(self) -> None:
+        standing = await self._survey()
+        if self._is_done(standing):
+            return
+        tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
+        try:
+            async with tenure.kept():
+                await self._fill(await self._take_stock())
+        finally:
+            await tenure.release()
+
+    def _is_done(self, standing: Standing) -> bool:
+        """Whether a run would change nothing: all proven, and the manifest says so."""
+        options = self._options
+        if (
+            options.restart
+            or len(standing.proven) < len(self._files)
+            or (options.mirror and standing.obsolete)
+        ):
+            return False
+        ledger = self._ledger(standing)
+        self._remember(standing, ledger)
+        return ledger.is_current(self._rows, self._unproven(standing))
+
+    def _ledger(self, standing: Standing) -> Ledger:
+        assert self._snapshot is not None
+        return Ledger(self._store, self._snapshot, self._files, standing)
+
+    def _remember(self, standing: Standing, ledger: Ledger) -> None:
+        """The rows of what is there and proven."""
+        proven = [(self._files[index], crc) for index, crc in standing.proven.items()]
+        self._rows = {one.entry.path: ledger.entry(one, crc) for one, crc in proven}
+        self._already = sum(row.size for row in self._rows.values())
+
+    def _unproven(self, standing: Standing) -> list[str]:
+        """Of the files that are there, those whose content was never held against what the hub states."""
+        if self._options.verify is Proof.SHA256:
+            return []
+        before = standing.manifest
+        doubts = frozenset(before.unproven) if before is not None else frozenset()
+        known = before.rows() if before is not None else {}
+        return [path for path, row in self._rows.items() if path in doubts or known.get(path) != row]
+
+    async def _fill(self, standing: Standing) -> None:
+        options, files = self._options, self._files
+        ledger = self._ledger(standing)
+        self._evidence = Evidence(self._hub, self._store, options, self._reporter, pauses=self._pauses)
+        if options.restart:
+            standing.proven, standing.wanted = {}, list(range(len(files)))
+        self._remember(standing, ledger)
+        wanted = await self._doubts(standing)
+        obsolete = standing.obsolete if options.mirror else ()
+        resumable = standing.resumable & await self._unfinished() if not options.restart else frozenset()
+        if wanted or obsolete:
+            doubts = [one.entry.path for one in wanted if one.entry.path in resumable]
+            begin = partial(ledger.begin, [*self._unproven(standing), *doubts])
+            await runtime.in_thread("writing the manifest", begin)
+        if wanted:
+            await self._move(wanted, resumable)
+        if obsolete:
+            label = f"removing {count(len(obsolete), 'file')}"
+            await runtime.in_thread(label, partial(self._store.delete, obsolete))
+            self._removed = len(obsolete)
+        elif standing.obsolete:
+            self._tell_obsolete(standing)
+        conclude = partial(ledger.conclude, self._rows, self._unproven(standing))
+        await runtime.in_thread("writing the manifest", conclude)
+
+    async def _doubts(self, standing: Standing) -> list[HubFile]:
+        """Read what only reading can prove; what must be pulled is what is left, in the order of the files."""
+        assert self._evidence is not None
+        files = self._files
+        if not self._options.restart:
+            doubtful = [files[index] for index in sorted(standing.doubtful)]
+            compare = {files[index].entry.path: crc for index, crc in standing.compare.items()}
+            rows = await self._evidence.of_objects(doubtful)
+            sources = [one for one in files if one.entry.path in compare]
+            rows |= await self._evidence.of_sources(sources, compare)
+            self._already += sum(row.size for row in rows.values())
+            self._rows |= rows
+        return [one for one in files if one.entry.path not in self._rows]
+
+    async def _move(self, wanted: Sequence[HubFile], resumable: frozenset[str]) -> None:
+        """Pull what is wanted. Files that went on with an earlier run's parts are read back; those that are wrong then are pulled anew."""
+        assert self._evidence is not None
+        transfer = self._transfer = Transfer(
+            self._hub,
+            self._store,
+            self._options,
+            self._reporter,
+            pauses=self._pauses,
+            side_by_side=self._options.dest.scheme is Scheme.OSS,
+        )
+        transits = [self._transit(one, resume=one.entry.path in resumable) for one in wanted]
+        moved = await transfer.run(transits, lambda one: self._transit(one.file))
+        doubted = [one.file for one in moved if one.unproven and self._options.verify is Proof.SHA256]
+        proven = await self._evidence.of_objects(doubted)
+        wrong = [one for one in doubted if one.entry.path not in proven]
+        if wrong:
+            paths = [one.entry.path for one in wrong]
+            await runtime.in_thread("removing what is wrong", partial(self._store.delete, paths))
+            transfer.mended += len(wrong)
+            moved += await transfer.run([self._transit(one) for one in wrong], None)
+        for one in moved:
+            if one.done is not None:
+                self._rows[one.file.entry.path] = one.done
+
+    def _transit(self, file: HubFile, *, resume: bool = False) -> Transit:
+        return Transit(
+            self._store,
+            file,
+            hashed=self._options.verify is Proof.SHA256,
+            resume=resume,
+            again_readable=self._options.source.kind is HubKind.DIRECTORY,
+            discard=self._options.restart,
+        )
+
+    async def _unfinished(self) -> frozenset[str]:
+        """Paths below the destination for which an upload was begun and not ended; of a folder, all that there may be."""
+        adapter = getattr(self._store, "adapter", self._store)
+        adapter = getattr(adapter, "adapter", adapter)
+        if not hasattr(adapter, "unfinished"):
+            return frozenset(one.entry.path for one in self._files)
+        begun = await runtime.in_thread("listing unfinished uploads", lambda: list(adapter.unfinished()))
+        return frozenset(one.name for one in begun)
+
+    # What is said
+
+    def _tell_retry(self, doing: str, error: Exception) -> None:
+        """From any thread: something is tried again."""
+        with self._lock:
+            self._retried += 1
+            number = self._retried
+        if number <= _TOLD:
+            self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
+
+    def _tell_obsolete(self, standing: Standing) -> None:
+        sizes = [standing.objects[name].size for name in standing.obsolete]
+        files = f"{count(len(sizes), 'file')} ({format_size(sum(sizes))})"
+        message = f"{files} in `{shown(str(self._options.dest))}` are not in this revision, first {shown(standing.obsolete[0])}: kept"
+        self._reporter.emit(Note("info", "obsolete", message, "`--mirror` removes them"))
+
+    def _summary(self, *, complete: bool, reason: str) -> PullSummary:
+        snapshot, transfer, options = self._snapshot, self._transfer, self._options
+        assert snapshot is not None
+        seconds = transfer.seconds if transfer else 0.0
+        pulled = transfer.pulled if transfer else 0
+        return PullSummary(
+            source=snapshot.source,
+            revision=snapshot.revision,
+            dest=str(options.dest),
+            complete=complete,
+            reason=reason,
+            files=len(self._files),
+            total=sum(one.entry.size for one in self._files),
+            pulled=pulled,
+            resumed=transfer.resumed if transfer else 0,
+            already=self._already,
+            read_back=self._evidence.read_back if self._evidence else 0,
+            seconds=seconds,
+            rate=pulled / seconds if seconds > 0 else 0.0,
+            lanes=transfer.lanes if transfer else 0,
+            peak=transfer.peak if transfer else 0,
+            verified={Proof.SHA256: "sha256", Proof.CRC: "crc64", Proof.NONE: ""}[options.verify],
+            unproven=sum(stated(one) is None for one in self._files),
+            retried=self._retried,
+            replaced=transfer.replaced if transfer else 0,
+            mended=transfer.mended if transfer else 0,
+            removed=self._removed,
+            left_out=len(self._left_out),
+            credentials=credentials_of(self._store),
+        )
+
+
+def chosen(snapshot: Snapshot, options: PullOptions) -> tuple[list[HubFile], list[tuple[str, str]]]:
+    """The files of `snapshot` that are wanted, and those that are not, with why.
+
+    Raises `NotFound` when nothing is, and as `stager.core.engines.choose`.
+    """
+    dropped: dict[str, str] = {}
+    if options.engine is not None:
+        pairs = [(one.entry.path, one.entry.size) for one in snapshot.files]
+        dropped = dict(choose(options.engine, pairs, quant=options.quant, variant=options.variant).dropped)
+    kept = []
+    for one in snapshot.files:
+        path = one.entry.path
+        if path in dropped:
+            continue
+        if selected(path, options.include, options.exclude):
+            kept.append(one)
+        else:
+            dropped[path] = "by --include and --exclude"
+    if not kept:
+        raise NotFound(f"no file of {shown(snapshot.source)} matches", hint="check --include and --exclude")
+    return kept, sorted(dropped.items())
