@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from stager.core.units import GIB, MIB
-
-if TYPE_CHECKING:
-    from stager.node.mounts import Mount
+from stager.node.mounts import Mount, mount_id_of
+from stager.node.mounts import read as read_mounts
 
 
 class Pattern(StrEnum):
@@ -28,7 +26,8 @@ class Traits:
     `start` lanes to begin with. `may_split`: a handle-pattern file may be split on trial. `canary`: test first whether
     pages outlive an open. `revalidates`: pages are checked against the server at open or read, so stale ones are never
     served. `daemon_buffer` is what the daemon behind a mount may hold per open handle, `daemon_cap` in all, in bytes.
-    `remedy` is what to mount differently when pages are dropped. `touch` is the default way to bring pages in.
+    `remedy` is what to mount differently when pages are dropped. `touch` is the default way to bring pages in. `object_store`: objects lie
+    behind it, so a rename is a copy, and what is written goes straight to its final name, in ascending order.
     """
 
     name: str
@@ -42,6 +41,7 @@ class Traits:
     daemon_cap: int = 0
     remedy: str = ""
     advice: tuple[str, ...] = ()
+    object_store: bool = False
 
 
 _FUSE = Traits(
@@ -55,8 +55,9 @@ _FUSE = Traits(
     remedy="mount it so that the daemon answers `keep cache` (libfuse: `-o kernel_cache` for immutable models, "
     "`-o auto_cache` otherwise)",
 )
+_BUCKET = replace(_FUSE, object_store=True)
 _OSSFS1 = replace(
-    _FUSE,
+    _BUCKET,
     name="ossfs 1.x",
     start=4,
     may_split=False,
@@ -69,7 +70,7 @@ _OSSFS1 = replace(
     ),
 )
 _OSSFS2 = replace(
-    _FUSE,
+    _BUCKET,
     name="ossfs 2",
     start=4,
     may_split=False,
@@ -91,9 +92,13 @@ _TABLE: dict[str, Traits] = {
     "fuse": _FUSE,
     "fuse.ossfs": _OSSFS1,
     "fuse.ossfs2": _OSSFS2,
-    "fuse.s3fs": replace(_FUSE, name="s3fs", remedy="mount it with `-o kernel_cache`, and `-o use_cache=DIR` for a disk cache of its own"),
+    # The daemons made from s3fs have their program's name for a subtype, as libfuse gives it.
+    **{f"fuse.{name}": replace(_BUCKET, name=name) for name in ("cosfs", "obsfs", "tosfs", "bosfs", "goofys", "geesefs", "gcsfuse", "blobfuse", "blobfuse2")},
+    "fuse.jindofs-fuse": replace(_BUCKET, name="JindoFS"),
+    "fuse.mountpoint-s3": replace(_BUCKET, name="Mountpoint for S3"),
+    "fuse.s3fs": replace(_BUCKET, name="s3fs", remedy="mount it with `-o kernel_cache`, and `-o use_cache=DIR` for a disk cache of its own"),
     "fuse.rclone": replace(
-        _FUSE,
+        _BUCKET,
         name="rclone",
         daemon_buffer=16 * MIB,
         remedy="rclone mount drops pages at open; use `--vfs-cache-mode full` (a disk cache of its own) and warm with `--anyway`",
@@ -108,10 +113,13 @@ def traits_of(mount: Mount, mounts: dict[int, Mount] | None = None) -> Traits:
     if mount.fstype == "overlay":
         lower = _lower_mount(mount, mounts or {})
         base = traits_of(lower, {}) if lower is not None else _TABLE["ext4"]
-        return replace(base, name=f"overlayfs over {base.name}")
+        # What is written goes to the upper layer, which is none of these.
+        return replace(base, name=f"overlayfs over {base.name}", object_store=False)
     known = _TABLE.get(mount.fstype)
     if mount.fstype == "fuse" and mount.source.startswith("/") and not mount.source.startswith("/dev/"):
         known = _TABLE["fuse.bindfs"]  # shows its source folder and no subtype
+    if mount.fstype == "fuse" and mount.source == "mountpoint-s3":
+        known = _TABLE["fuse.mountpoint-s3"]  # says so there, and shows no subtype
     if known is not None:
         return known
     if mount.fstype.startswith("fuse."):
@@ -135,6 +143,30 @@ def _lower_mount(mount: Mount, mounts: dict[int, Mount]) -> Mount | None:
         ]
         return max(holders, key=lambda m: len(m.point), default=None)
     return None
+
+
+def object_store_at(path: str) -> bool:
+    """Whether what is written below the folder `path` becomes objects; of one that is not there yet, its nearest parent tells.
+
+    False where the mounts cannot be read. Raises ``OSError`` for a folder that cannot be looked up.
+    """
+    while True:
+        try:
+            fd = os.open(path or ".", os.O_PATH | os.O_CLOEXEC)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            parent = os.path.dirname(path.rstrip("/"))
+            if parent == path:
+                raise
+            path = parent
+    try:
+        known = read_mounts()
+        mount = known.get(mount_id_of(fd))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return mount is not None and traits_of(mount, known).object_store
 
 
 def daemon_buffers(traits: Traits, lanes: int, largest_file: int) -> int:

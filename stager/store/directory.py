@@ -22,8 +22,10 @@ from stager.core.errors import (
     from_oserror,
 )
 from stager.core.units import shown
+from stager.node.filesystems import object_store_at
 from stager.store.base import BLOCK, Sink, StoredObject
 from stager.store.directory_upload import DirectoryUpload, exists, stored, unfinished
+from stager.store.mounted import MountedUpload
 
 _NAMES = 16  # of one folder in a listing: links between folders can make more names than there are files
 
@@ -34,11 +36,14 @@ class DirectoryStore:
     Symlinks are followed for reading, a folder never into itself; nothing is written or removed through a symlinked folder. Special
     files are left out, and so are the files of unfinished uploads (``.NAME.part`` beside NAME). A change of a file's bytes in place
     that leaves its size alone, within one tick of the filesystem's clock, cannot be seen.
+
+    Where objects lie behind the folder (ossfs and its like), uploads write to the final name at once: see `MountedUpload`.
     """
 
-    def __init__(self, path: str) -> None:
-        """The folder need not exist: it is made by the first upload."""
+    def __init__(self, path: str, *, in_place: bool | None = None) -> None:
+        """The folder need not exist: it is made by the first upload. `in_place` None: the mount it lies on tells, at the first upload."""
         self._path = path
+        self._in_place = in_place
 
     @property
     def root(self) -> str:
@@ -71,7 +76,7 @@ class DirectoryStore:
         replace: bool = True,
         resume: bool = False,
         discard: bool = False,
-    ) -> DirectoryUpload:
+    ) -> DirectoryUpload | MountedUpload:
         """As `Store.upload`; `metadata` is dropped. What a resumed upload has is read again for its parts' CRC.
 
         `discard` leaves the uploads alone that a running process holds.
@@ -79,7 +84,16 @@ class DirectoryStore:
         path = self._writable(name)
         if not replace and os.path.lexists(path):
             raise exists(path)
-        return DirectoryUpload(self._path, name, size, replace=replace, resume=resume, discard=discard)
+        kind = MountedUpload if self._writes_in_place() else DirectoryUpload
+        return kind(self._path, name, size, replace=replace, resume=resume, discard=discard)
+
+    def _writes_in_place(self) -> bool:
+        if self._in_place is None:
+            try:
+                self._in_place = object_store_at(self._path)
+            except OSError as exc:
+                raise from_oserror(exc, f"`{shown(self._path)}`") from exc
+        return self._in_place
 
     def delete(self, names: Sequence[str]) -> None:
         """As `Store.delete`; folders left empty go too."""

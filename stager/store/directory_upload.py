@@ -12,6 +12,7 @@ from itertools import count
 from stager.core.checksum import crc64
 from stager.core.errors import ObjectExists, from_oserror
 from stager.core.units import shown
+from stager.node.partfile import failure
 from stager.store.base import BLOCK, Pace, StoredObject, UploadedPart
 
 PART_SIZE = 16 << 20
@@ -119,7 +120,7 @@ class DirectoryUpload:
                 at += written
                 block = block[written:]
         except OSError as exc:
-            raise from_oserror(exc, f"`{shown(self._part)}`") from exc
+            raise failure(exc, self._part) from exc
 
     def complete(self) -> StoredObject:
         """As `Upload.complete`: the bytes are on disk and the name is, when it returns. Raises ValueError when parts are missing."""
@@ -135,7 +136,7 @@ class DirectoryUpload:
             self.abort()
             raise exists(self._final) from exc
         except OSError as exc:
-            raise from_oserror(exc, f"`{shown(self._final)}`") from exc
+            raise failure(exc, self._final) from exc
         finally:
             self._close()
 
