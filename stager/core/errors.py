@@ -9,7 +9,8 @@
     ├── RemoteError             5   remote               remote trouble; worth retrying
     │   ├── Interrupted         5   remote               a read was ended from outside; somebody else goes on with it
     │   ├── CredentialsExpired  5   remote               the credentials used have run out; there may be fresh ones
-    │   └── ObjectChanged       5   changed              an object is no longer the one that was asked for
+    │   ├── ObjectChanged       5   changed              an object is no longer the one that was asked for
+    │   └── Busy                5   busy                 somebody else is pulling into the same destination
     ├── AccessDenied            6   access               permission is missing
     │   ├── MustRestore         6   archived             an archived object must be restored before it can be read
     │   └── ObjectExists        6   exists               an object is there and was not to be replaced
@@ -90,6 +91,12 @@ class ObjectChanged(RemoteError):
     """An object is no longer the version that was asked for: retrying the same request cannot help, beginning again can."""
 
     slug = "changed"
+
+
+class Busy(RemoteError):
+    """Somebody else is pulling into the same destination: once that has ended, or its lease has, it is free."""
+
+    slug = "busy"
 
 
 class AccessDenied(StagerError):

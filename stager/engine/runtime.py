@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import anyio
@@ -89,7 +89,12 @@ async def in_thread(label: str, call: Callable[[], T]) -> T:
         with _labelled(label):
             return call()
 
-    return await anyio.to_thread.run_sync(labelled, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+    return await unseen(labelled)
+
+
+async def unseen(call: Callable[[], T]) -> T:
+    """As `in_thread`, but `hanging` and `still` know nothing of it: for what goes on beside the work, and says nothing of how that gets on."""
+    return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
 
 
 async def in_threads(
@@ -133,24 +138,32 @@ async def in_threads(
     return [results[index] for index in sorted(results)]
 
 
-@asynccontextmanager
-async def ticking(seconds: float, tick: Callable[[], None]) -> AsyncIterator[None]:
+def ticking(seconds: float, tick: Callable[[], None]) -> AbstractAsyncContextManager[None]:
     """Calls `tick` every `seconds` while the body runs; what `tick` raises ends the body and is raised here, bare."""
-    failure: list[Exception] = []
 
-    async def loop(scope: anyio.CancelScope) -> None:
+    async def loop() -> None:
         while True:
             await anyio.sleep(seconds)
-            try:
-                tick()
-            except Exception as exc:  # raised bare below
-                failure.append(exc)
-                scope.cancel()
-                return
+            tick()
+
+    return alongside(loop)
+
+
+@asynccontextmanager
+async def alongside(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Runs `work` while the body runs, and cancels it then; what `work` raises ends the body and is raised here, bare."""
+    failure: list[Exception] = []
+
+    async def watched(scope: anyio.CancelScope) -> None:
+        try:
+            await work()
+        except Exception as exc:  # raised bare below
+            failure.append(exc)
+            scope.cancel()
 
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
-            group.start_soon(loop, scope)
+            group.start_soon(watched, scope)
             try:
                 yield
             except Exception as exc:  # raised bare below, not as a group
@@ -162,7 +175,7 @@ async def ticking(seconds: float, tick: Callable[[], None]) -> AsyncIterator[Non
 
 
 async def together(*jobs: Callable[[], Awaitable[None]]) -> None:
-    """Runs all of `jobs` at once. The first error cancels the others and is raised bare."""
+    """Runs all of `jobs` at once, to their ends. The first error cancels the others and is raised bare."""
     failure: list[Exception] = []
 
     async def one(job: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
@@ -184,6 +197,13 @@ def deadline(seconds: float | None) -> Iterator[Callable[[], bool]]:
     """Cancels the body after `seconds` (None: never). Yields a callable that says whether it did."""
     with anyio.move_on_after(seconds) as scope:
         yield lambda: scope.cancelled_caught
+
+
+@contextmanager
+def sheltered(seconds: float) -> Iterator[None]:
+    """Keeps the body from being cancelled from outside, and cancels it after `seconds` itself: for what must be put right at the end."""
+    with anyio.move_on_after(seconds, shield=True):
+        yield
 
 
 async def sleep(seconds: float, label: str = "") -> None:

@@ -85,6 +85,43 @@ def status_fields(pid: int) -> list[str]:
         return []
 
 
+def start_of(pid: int) -> float:
+    """When the process began, in clock ticks since the node did; 0 where that cannot be known, or there is no such process."""
+    fields = status_fields(pid)
+    return float(fields[19]) if len(fields) > 19 else 0.0
+
+
+def is_alive(pid: int, start: float) -> bool:
+    """Whether the process `pid` that began at `start` (`start_of`; 0: unknown) runs. One that ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    fields = status_fields(pid)  # of others, /proc may show none
+    if fields and fields[0] in ("Z", "X"):
+        return False
+    return not fields or not start or start_of(pid) == start
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot of the node; empty where it does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    """The namespace in which this process's pids are counted; empty where that cannot be known."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def name_stuck(pid: int) -> Stuck:
     """What a process that will not die holds, read without touching its memory or its files: those could hang us too."""
     opened: set[str] = set()
