@@ -265,9 +265,10 @@ class Pull:
         """Paths below the destination for which an upload was begun and not ended; of a folder, all that there may be."""
         adapter = getattr(self._store, "adapter", self._store)
         adapter = getattr(adapter, "adapter", adapter)
-        if not hasattr(adapter, "unfinished"):
+        unfinished = getattr(adapter, "unfinished", None)
+        if unfinished is None:
             return frozenset(one.entry.path for one in self._files)
-        begun = await runtime.in_thread("listing unfinished uploads", lambda: list(adapter.unfinished()))
+        begun = await runtime.in_thread("listing unfinished uploads", lambda: list(unfinished()))
         return frozenset(one.name for one in begun)
 
     # What is said
