@@ -158,9 +158,7 @@ class Repo:
         before = self.commits.get(base or parent)
         files = dict(before.files) if before else {}
         latest = max((one.when for one in self.commits.values()), default=0.0)
-        when = max(
-            time.time(), latest + 1
-        )  # lists speak of whole seconds; here these tell which commit is newer
+        when = max(time.time(), latest + 1)  # lists speak of whole seconds, and must tell which is newer
         told = "\0".join(f"{path}\0{given!r:.80}" for path, given in sorted(changes.items()))
         serial = f"{self.id} {branch} {parent} {len(self.commits)} {when}"
         name = _git("commit", f"{serial} {told}".encode("utf-8", "surrogateescape"))
