@@ -349,7 +349,7 @@ def test_an_interrupt_never_hits_the_read_after(bench: Bench, limited: bool) -> 
     reader = (
         LimitedReader(slow, Throttle(1 << 40), lambda seconds: None)  # type: ignore[arg-type]
         if limited
-        else RetryingReader(bench.store, slow)  # type: ignore[arg-type]
+        else RetryingReader(bench.store.retries, slow, bench.store.head)  # type: ignore[arg-type]
     )
     first = threading.Thread(target=reader.read, args=("a", 0, 0, None))
     first.start()

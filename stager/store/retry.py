@@ -1,4 +1,4 @@
-"""Retry: a wrapper around a store that makes again what failed and may pass."""
+"""Retry: what failed and may pass is made again. A wrapper around a store, and what others need to wrap something else."""
 
 from __future__ import annotations
 
@@ -30,19 +30,16 @@ T = TypeVar("T")
 OnRetry: TypeAlias = Callable[[str, Exception], None]
 
 
-class Retrying:
-    """`store`, each call made again while it fails with `RemoteError`, but for `ObjectChanged` and `Interrupted`.
+class Retries:
+    """Calls, each made again while it fails with `RemoteError`, but for `ObjectChanged` and `Interrupted`.
 
     The waits double from 0.1 s to 10 s, of which a random share is waited (so that many clients do not come back together), and are
     never shorter than the other side asked for. A call is given up, with its last error, when nothing moved for `give_up_after`
-    seconds: a byte that was not there before, or a name of a listing. What has arrived is not asked for again.
-
-    `adapter` is the store below all wrappers.
+    seconds. Any thread may use it.
     """
 
     def __init__(
         self,
-        store: Store,
         *,
         give_up_after: float,
         pause: Callable[[float], None] = time.sleep,
@@ -50,17 +47,10 @@ class Retrying:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`pause` waits for so many seconds; what it raises ends the call. `on_retry` is told what is made again, and why."""
-        self.adapter: Store = store.adapter if isinstance(store, Limited) else store
-        self._store = store
         self._give_up_after = give_up_after
         self._pause = pause
         self._on_retry = on_retry
         self._clock = clock
-
-    @property
-    def root(self) -> str:
-        """That of the store."""
-        return self._store.root
 
     def call(self, what: str, call: Callable[[], T]) -> T:
         """What `call` gives, by as many attempts as it takes; `what` names it in messages (``list of uploads``)."""
@@ -74,6 +64,35 @@ class Retrying:
     def patience(self, what: str) -> Patience:
         """The patience for one call that can resume."""
         return Patience(what, self._give_up_after, self._pause, self._on_retry, self._clock)
+
+
+class Retrying:
+    """`store`, each call made again as `Retries` says.
+
+    What counts as movement is a byte that was not there before, or a name of a listing. What has arrived is not asked for again.
+
+    `adapter` is the store below all wrappers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        give_up_after: float,
+        pause: Callable[[float], None] = time.sleep,
+        on_retry: OnRetry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """The last four as for `Retries`."""
+        self.adapter: Store = store.adapter if isinstance(store, Limited) else store
+        self._store = store
+        self.retries = Retries(give_up_after=give_up_after, pause=pause, on_retry=on_retry, clock=clock)
+        self.call, self.patience = self.retries.call, self.retries.patience
+
+    @property
+    def root(self) -> str:
+        """That of the store."""
+        return self._store.root
 
     def list(self, below: str = "", *, start_after: str = "") -> Iterator[StoredObject]:
         """As `Store.list`; goes on after the last name that was given."""
@@ -100,7 +119,7 @@ class Retrying:
 
     def reader(self) -> RetryingReader:
         """As `Store.reader`."""
-        return RetryingReader(self, self._store.reader())
+        return RetryingReader(self.retries, self._store.reader(), self.head)
 
     def upload(
         self,
@@ -177,9 +196,9 @@ class RetryingReader:
     All bytes of one read are of one version: without an etag in the call the object is looked at first.
     """
 
-    def __init__(self, store: Retrying, reader: Reader) -> None:
-        """`reader` is closed with this one."""
-        self._store, self._reader = store, reader
+    def __init__(self, retries: Retries, reader: Reader, head: Callable[[str], StoredObject]) -> None:
+        """`reader` is closed with this one. `head` looks at an object."""
+        self._retries, self._reader, self._head = retries, reader, head
         self._lock = threading.Lock()
         self._reading = False
         self._interrupted = False
@@ -192,7 +211,7 @@ class RetryingReader:
             self._reading, self._interrupted = True, False
         try:
             if etag is None and length:
-                etag = self._store.head(name).etag
+                etag = self._head(name).etag
             return self._read(name, offset, length, sink, etag)
         finally:
             with self._lock:
@@ -200,7 +219,7 @@ class RetryingReader:
 
     def _read(self, name: str, offset: int, length: int, sink: Sink, etag: str | None) -> StoredObject:
         end = offset + length
-        patience = self._store.patience(f"read of `{shown(name)}`")
+        patience = self._retries.patience(f"read of `{shown(name)}`")
         own: BaseException | None = None
 
         def check() -> None:
