@@ -137,6 +137,7 @@ class MountedUpload:
         except OSError as exc:
             if self._adding and exc.errno in _NO_APPEND:
                 raise self._abandoned("cannot be added to on this mount") from exc
+            self._close()  # this handle is good for nothing any more, and other writers wait for it
             raise self._failure(exc) from exc
 
     def _open(self) -> None:

@@ -32,6 +32,16 @@ def _error_at(text: str) -> tuple[bytes, int, int]:
     return os.fsencode(name), parse_size(offset), int(code) if code.isdigit() else getattr(errno, code)
 
 
+def _counted_error(text: str) -> tuple[int, int]:
+    code, _, times = text.partition(":")
+    return getattr(errno, code), int(times or -1)
+
+
+def _append_error(text: str) -> tuple[str, int]:
+    when, _, code = text.partition(":")
+    return when, getattr(errno, code)
+
+
 def _windows(text: str) -> tuple[int, int]:
     first, _, most = text.partition(":")
     return parse_size(first), parse_size(most or first)
@@ -106,6 +116,30 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME:SIZE",
         help="reads end here, whatever stat says",
     )
+    add("--writes", choices=("ossfs2",), help="takes writes, in the manner of that daemon")
+    add(
+        "--close-error",
+        type=_counted_error,
+        default=(0, -1),
+        metavar="ERRNO[:TIMES]",
+        help="of what was written",
+    )
+    add(
+        "--write-error-at",
+        action="append",
+        default=[],
+        type=_error_at,
+        metavar="NAME:OFFSET:ERRNO",
+        help="writes that contain this offset fail",
+    )
+    add(
+        "--append-error",
+        action="append",
+        default=[],
+        type=_append_error,
+        metavar="open|write:ERRNO",
+        help="what is there cannot be added to",
+    )
     add("--uid", type=int)
     add("--gid", type=int)
     add("--mode", type=_octal, help="octal permissions of files; folders get x where they have r")
@@ -147,8 +181,11 @@ def _habits(o: argparse.Namespace) -> Habits:
     errors: dict[bytes, list[tuple[int, int]]] = {}
     for name, offset, code in o.error_at:
         errors.setdefault(name, []).append((offset, code))
+    write_errors: dict[bytes, list[tuple[int, int]]] = {}
+    for name, offset, code in o.write_error_at:
+        write_errors.setdefault(name, []).append((offset, code))
     same = ("keep_cache", "direct_io", "auto_inval", "attr_timeout", "entry_timeout", "stream_rate", "total_rate",
-            "serial", "hang_after", "uid", "gid", "mode", "max_pages", "max_readahead", "max_background")  # fmt: skip
+            "serial", "hang_after", "uid", "gid", "mode", "max_pages", "max_readahead", "max_background", "writes")  # fmt: skip
     return Habits(
         **{name: getattr(o, name) for name in same},
         latency=o.latency / 1000,
@@ -157,6 +194,10 @@ def _habits(o: argparse.Namespace) -> Habits:
         crowd=crowd,
         hang_files=frozenset(os.fsencode(name) for name in o.hang_file),
         errors=errors,
+        close_error=o.close_error[0],
+        close_errors=o.close_error[1],
+        write_errors=write_errors,
+        append_errors=dict(o.append_error),
         shrink={os.fsencode(name): size for name, size in o.shrink},
     )
 
@@ -177,6 +218,8 @@ def main() -> None:
     o = p.parse_args()
     if bool(o.source) == bool(o.synthetic):
         p.error("give either --source or --synthetic")
+    if o.writes and not o.source:
+        p.error("--writes needs --source")
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # workers inherit this; the main thread waits for them
     mountpoint = os.path.realpath(o.mountpoint)
     tree = SourceTree(o.source) if o.source else SyntheticTree(dict(o.synthetic))
@@ -191,8 +234,8 @@ def main() -> None:
 
     if o.lifeline:
         threading.Thread(target=watch, daemon=True).start()
-    device = wire.mount(mountpoint, o.fsname, o.subtype)
-    server = Server(device, tree, _habits(o), stop)
+    device = wire.mount(mountpoint, o.fsname, o.subtype, writable=bool(o.writes))
+    server = Server(device, tree, _habits(o), stop, source=o.source)
     try:
         server.run(o.threads)
         minor = wire.mount_minor(mountpoint)

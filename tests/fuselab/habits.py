@@ -33,3 +33,8 @@ class Habits:
     max_pages: int = 256
     max_readahead: int | None = None
     max_background: int = 0  # 0: the kernel's default, 12
+    writes: str | None = None  # "ossfs2": see tests/fuselab/writing.py
+    close_error: int = 0  # errno of close() of what was written
+    close_errors: int = -1  # how often; -1: always
+    write_errors: dict[bytes, list[tuple[int, int]]] = field(default_factory=dict)  # name -> (offset, errno)
+    append_errors: dict[str, int] = field(default_factory=dict)  # "open" or "write" -> errno

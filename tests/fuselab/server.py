@@ -16,6 +16,7 @@ from tests.fuselab import wire
 from tests.fuselab.habits import Habits
 from tests.fuselab.pacing import Pool, Rate, Stream, crowding
 from tests.fuselab.trees import MAX_READ, Attributes, Blob, Tree
+from tests.fuselab.writing import Writing
 
 MAX_THREADS = 128
 
@@ -53,7 +54,15 @@ class Handle:
 class Server:
     """Serves `tree` on a mounted device; `run` returns at once, `stopped` is called when the connection ends."""
 
-    def __init__(self, device: int, tree: Tree, habits: Habits, stopped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        device: int,
+        tree: Tree,
+        habits: Habits,
+        stopped: Callable[[], None],
+        *,
+        source: str | None = None,
+    ) -> None:
         self._device, self._tree, self._habits, self._stopped = device, tree, habits, stopped
         self._lock = threading.Lock()
         self._serial = threading.Lock()
@@ -80,6 +89,11 @@ class Server:
             wire.RELEASEDIR: self._releasedir,
             wire.STATFS: self._statfs,
         }
+        self._writing = Writing(source, habits, self) if habits.writes and source else None
+        if self._writing:
+            self._ops |= self._writing.ops
+        self._max_write = wire.MAX_WRITE_WRITABLE if self._writing else wire.MAX_WRITE
+        self._room = max(wire.BUFFER, self._max_write + 4096)
 
     def run(self, threads: int) -> None:
         """Answer INIT, then start `threads` workers."""
@@ -102,6 +116,15 @@ class Server:
                 "hung": self._hung,
                 "max_chunks_used": pool.max_chunks_used if pool else 0,
                 "crawled_reads": pool.crawled_reads if pool else 0,
+                **(
+                    {
+                        "writing": dict(self._writing.counts),
+                        "written": dict(self._writing.written),
+                        "writers": self._writing.handles,
+                    }
+                    if self._writing
+                    else {}
+                ),
                 "files": {os.fsdecode(path): vars(tally).copy() for path, tally in self._files.items()},
             }
 
@@ -114,7 +137,7 @@ class Server:
     # threads
 
     def _init(self) -> None:
-        buffer = bytearray(wire.BUFFER)
+        buffer = bytearray(self._room)
         os.readv(self._device, [buffer])
         header = wire.IN_HEADER.unpack_from(buffer)
         _, minor, readahead, offered = wire.INIT_IN.unpack_from(buffer, wire.IN_HEADER.size)
@@ -124,6 +147,8 @@ class Server:
         wanted = wire.ASYNC_READ | wire.PARALLEL_DIROPS | wire.MAX_PAGES | wire.ABORT_ERROR
         if habits.auto_inval:
             wanted |= wire.AUTO_INVAL_DATA
+        if self._writing:
+            wanted |= wire.BIG_WRITES | wire.ATOMIC_O_TRUNC
         background = habits.max_background
         answer = wire.INIT_OUT.pack(
             7,
@@ -132,7 +157,7 @@ class Server:
             wanted & offered,
             background,
             background * 3 // 4,
-            4096,
+            self._max_write,
             1,
             habits.max_pages,
             0,
@@ -149,7 +174,7 @@ class Server:
 
     def _work(self) -> None:
         device = wire.clone(self._device)
-        request, data = bytearray(wire.BUFFER), bytearray(MAX_READ)
+        request, data = bytearray(self._room), bytearray(MAX_READ)
         view = memoryview(request)
         while True:
             with self._lock:
@@ -207,7 +232,8 @@ class Server:
 
     # names
 
-    def _path(self, node: int) -> bytes:
+    def path_of(self, node: int) -> bytes:
+        """Where the node lies."""
         with self._lock:
             try:
                 return self._nodes[node].path
@@ -215,7 +241,8 @@ class Server:
                 raise OSError(errno.ESTALE, "unknown node") from None
 
     def _attributes(self, path: bytes, found: Attributes | None = None) -> bytes:
-        found = found or self._tree.attributes(path)
+        draft = self._writing.attributes(path) if self._writing else None
+        found = draft or found or self._tree.attributes(path)
         habits = self._habits
         mode = found.mode
         if habits.mode is not None and not stat.S_ISLNK(mode):
@@ -229,8 +256,11 @@ class Server:
         return wire.ATTR.pack(found.ino, found.size, blocks, *times, mode, found.nlink, uid, gid, 0, 4096, 0)
 
     def _lookup(self, parent: int, body: memoryview) -> tuple[bytes, ...]:
-        folder, name = self._path(parent), bytes(body).rstrip(b"\0")
-        path = folder + b"/" + name if folder else name
+        folder, name = self.path_of(parent), bytes(body).rstrip(b"\0")
+        return self.entry(folder + b"/" + name if folder else name)
+
+    def entry(self, path: bytes) -> tuple[bytes, bytes]:
+        """The answer that tells the kernel of a name. Raises ``OSError`` when there is nothing of that name."""
         attributes = self._attributes(path)
         with self._lock:
             number = self._by_path.get(path)
@@ -255,14 +285,37 @@ class Server:
                     continue
                 known.lookups -= count
                 if known.lookups <= 0:
-                    del self._nodes[number], self._by_path[known.path]
+                    del self._nodes[number]
+                    if self._by_path.get(known.path) == number:
+                        del self._by_path[known.path]
 
     def _getattr(self, node: int, body: memoryview) -> tuple[bytes, ...]:
+        return self.attributes_of(node)
+
+    def renamed(self, old: bytes, new: bytes) -> None:
+        """What had the name `old`, and what was below it, has the name `new`."""
+        with self._lock:
+            gone = self._by_path.pop(new, None)
+            if gone is not None:
+                self._nodes[gone].path = b""  # replaced: nobody finds it by name any more
+            for path in [one for one in self._by_path if one == old or one.startswith(old + b"/")]:
+                number = self._by_path.pop(path)
+                to = new + path[len(old) :]
+                self._by_path[to], self._nodes[number].path = number, to
+
+    def handle_number(self) -> int:
+        """A number that no other handle has."""
+        with self._lock:
+            self._next_handle += 1
+            return self._next_handle
+
+    def attributes_of(self, node: int) -> tuple[bytes, ...]:
+        """The answer that tells the kernel of a node."""
         seconds, ns = _timeout(self._habits.attr_timeout)
-        return (wire.ATTR_OUT.pack(seconds, ns, 0), self._attributes(self._path(node)))
+        return (wire.ATTR_OUT.pack(seconds, ns, 0), self._attributes(self.path_of(node)))
 
     def _readlink(self, node: int, body: memoryview) -> tuple[bytes, ...]:
-        return (self._tree.link(self._path(node)),)
+        return (self._tree.link(self.path_of(node)),)
 
     def _statfs(self, node: int, body: memoryview) -> tuple[bytes, ...]:
         # an object store has no end: 16 PiB free, as such daemons say
@@ -272,7 +325,7 @@ class Server:
     # folders
 
     def _opendir(self, node: int, body: memoryview) -> tuple[bytes, ...]:
-        names = self._tree.names(self._path(node))
+        names = self._tree.names(self.path_of(node))
         with self._lock:
             self._next_handle += 1
             self._listings[self._next_handle] = [b".", b"..", *names]
@@ -280,7 +333,7 @@ class Server:
 
     def _readdir(self, node: int, body: memoryview) -> tuple[bytes, ...]:
         handle, offset, size = wire.READ_IN.unpack_from(body)
-        folder = self._path(node)
+        folder = self.path_of(node)
         out = bytearray()
         for index, name in enumerate(self._listings[handle][offset:], start=offset + 1):
             ino, kind = 1, stat.S_IFDIR
@@ -305,7 +358,10 @@ class Server:
     # files
 
     def _open(self, node: int, body: memoryview) -> tuple[bytes, ...]:
-        path, habits = self._path(node), self._habits
+        path, habits = self.path_of(node), self._habits
+        flags = wire.OPEN_IN.unpack_from(body)[0]
+        if self._writing and flags & os.O_ACCMODE != os.O_RDONLY:
+            return (wire.OPEN_OUT.pack(self._writing.open(path, flags), 0, 0),)
         blob = self._tree.open(path)
         attributes = blob.attributes()
         seen = (attributes.mtime_ns, attributes.size)
@@ -326,6 +382,8 @@ class Server:
         return (wire.OPEN_OUT.pack(number, flags, 0),)
 
     def _release(self, node: int, body: memoryview) -> tuple[bytes, ...]:
+        if self._writing and self._writing.release(wire.U64.unpack_from(body)[0]):
+            return ()
         with self._lock:
             handle = self._handles.pop(wire.U64.unpack_from(body)[0])
             self._crowd()

@@ -15,13 +15,19 @@ import struct
 
 ROOT_ID = 1
 MINOR = 31
-BUFFER = 64 << 10  # the device wants room for max_write plus headers; nothing is ever written here
+BUFFER = 64 << 10  # the device wants room for max_write plus headers
+MAX_WRITE = 4096  # for a mount that takes no writes
+MAX_WRITE_WRITABLE = 1 << 20
 
 LOOKUP, FORGET, GETATTR, READLINK, OPEN, READ, STATFS, RELEASE = 1, 2, 3, 5, 14, 15, 17, 18
 FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR = 25, 26, 27, 28, 29
 INTERRUPT, DESTROY, BATCH_FORGET = 36, 38, 42
+SETATTR, MKDIR, UNLINK, RMDIR, RENAME, WRITE, FSYNC = 4, 9, 10, 11, 12, 16, 20
+CREATE, FALLOCATE, RENAME2 = 35, 43, 45
 
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE = 1 << 0, 1 << 1
+ATOMIC_O_TRUNC, BIG_WRITES = 1 << 3, 1 << 5
+SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME = 1, 2, 4, 8, 16, 32
 ASYNC_READ, AUTO_INVAL_DATA, PARALLEL_DIROPS = 1 << 0, 1 << 12, 1 << 18
 ABORT_ERROR, MAX_PAGES = 1 << 21, 1 << 22
 
@@ -33,7 +39,11 @@ ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
 ATTR_OUT = struct.Struct("<QII")  # followed by ATTR
 ENTRY_OUT = struct.Struct("<QQQQII")  # followed by ATTR
 OPEN_OUT = struct.Struct("<QII")
-READ_IN = struct.Struct("<QQI")  # fh offset size, then fields of no use here
+OPEN_IN = struct.Struct("<II")  # flags, then open_flags
+READ_IN = struct.Struct("<QQI")  # fh offset size, then fields of no use here; WRITE begins so too
+WRITE_IN_SIZE = 40
+WRITE_OUT = struct.Struct("<II")
+SETATTR_IN = struct.Struct("<I4xQQ")  # valid fh size, then the rest
 STATFS_OUT = struct.Struct("<QQQQQIII28x")
 DIRENT = struct.Struct("<QQII")
 U64 = struct.Struct("<Q")
@@ -51,12 +61,12 @@ def _check(result: int, subject: str) -> None:
         raise OSError(code, os.strerror(code), subject)
 
 
-def mount(mountpoint: str, fsname: str, subtype: str) -> int:
-    """Mount `mountpoint` read-only as ``fuse.<subtype>`` and return the device descriptor that serves it."""
+def mount(mountpoint: str, fsname: str, subtype: str, *, writable: bool = False) -> int:
+    """Mount `mountpoint`, read-only unless `writable`, as ``fuse.<subtype>`` and return the device descriptor that serves it."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     data = f"fd={device},rootmode={stat.S_IFDIR:o},user_id=0,group_id=0,default_permissions,allow_other"
     kind = f"fuse.{subtype}" if subtype else "fuse"
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    flags = MS_NOSUID | MS_NODEV | (0 if writable else MS_RDONLY)
     result = _libc.mount(
         os.fsencode(fsname), os.fsencode(mountpoint), kind.encode(), ctypes.c_ulong(flags), data.encode()
     )
