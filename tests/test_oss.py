@@ -1276,14 +1276,7 @@ def test_each_part_on_its_way_has_a_connection_and_the_next_ones_use_them_again(
     assert set(used[:3]) == set(used[3:])
     upload.complete()
     assert oss.get("r1/a") == content
-    settled(lambda: oss.listener.open_connections == before)
-
-
-def settled(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    assert oss.listener.open_connections == before + 3, "they outlive the upload"
 
 
 def test_a_connection_does_not_outlive_an_error_and_the_others_do(oss: Oss, large: bytes) -> None:
@@ -1321,21 +1314,19 @@ def test_a_connection_does_not_outlive_an_error_and_the_others_do(oss: Oss, larg
     assert not oss.bucket.uploads
 
 
-def test_an_abort_closes_the_connections_of_parts_on_their_way_too(oss: Oss, large: bytes) -> None:
-    upload = store_of(oss).upload("a", len(large))
-    before = oss.listener.open_connections
-    oss.faults.add(Fault("error", operation="AbortMultipartUpload"))
-
-    aborted: list[int] = []
-
-    def pace(size: int) -> None:
-        if not aborted:
-            aborted.append(size)
-            with pytest.raises(RemoteError):
-                upload.abort()
-
-    upload.part(1, memoryview(large)[: upload.part_size], pace=pace)  # arrives: the abort did not
-    settled(lambda: oss.listener.open_connections == before)
+def test_uploads_of_one_store_share_their_connections(oss: Oss, large: bytes) -> None:
+    store = store_of(oss)
+    for name in ("a", "b", "c"):
+        upload = store.upload(name, len(large))
+        for number, start in enumerate(range(0, len(large), upload.part_size), 1):
+            upload.part(number, memoryview(large)[start : start + upload.part_size])
+        upload.complete()
+        small = store.upload(f"{name}.json", 2)
+        small.part(1, memoryview(b"{}"))
+        small.complete()
+    bulk = [one.connection for one in oss.log.records() if one.operation in ("UploadPart", "PutObject")]
+    assert len(bulk) > 6
+    assert len(set(bulk)) == 1
 
 
 def test_parts_at_once_survive_faults_of_each_kind(oss: Oss) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from stager.core.errors import AccessDenied, CredentialsExpired, StagerError, UsageError
 from stager.core.location import Location
 from stager.core.units import shown
+from stager.net.connection import Pace
 from stager.net.failures import unreachable
 from stager.net.route import Route
 from stager.store.credentials import Credentials, Source
@@ -25,6 +26,7 @@ from stager.store.oss.wire import Line, Pool
 
 _SIGNATURES = ("v4", "v1")
 _LONGEST_KEY = 1023
+_MOST_IDLE = 64  # connections kept between two bulk bodies
 
 
 class Client:
@@ -48,6 +50,7 @@ class Client:
         self._signer = _Signer(source)
         self._pool = Pool(self.route)
         self._lock = threading.Lock()
+        self._idle: list[tuple[Line, Any]] = []  # connections for bulk bodies, each with its bucket
         self._endpoint = endpoints.choose(options.endpoint, options.region, environ, location.bucket)
         self._control: Any = None
 
@@ -121,6 +124,33 @@ class Client:
             if line is not None and exc is line.own:
                 raise
             raise garbled(exc, subject) from exc
+
+    @contextmanager
+    def bulk(self, subject: str, key: str, pace: Pace | None) -> Iterator[Any]:
+        """An oss2 bucket over a connection that nobody else uses meanwhile, and that does not outlive an error. From any thread.
+
+        Connections are kept alive between calls, whatever object they were for. `pace` is called before each block of a body that is sent.
+        """
+        with self._lock:
+            line, bucket = self._idle.pop() if self._idle else (Line(self.route), None)
+        line.pace, line.own = pace, None
+        try:
+            with self.translated(subject, key=key, line=line):
+                if bucket is None:
+                    bucket = self.bucket(line)
+                yield bucket
+                if line.answer is not None:
+                    line.answer.read()
+        except BaseException:
+            line.connection.drop()
+            raise
+        finally:
+            line.pace = None
+        with self._lock:
+            if len(self._idle) < _MOST_IDLE:
+                self._idle.append((line, bucket))
+                return
+        line.connection.drop()
 
     def _signs(self) -> bool:
         return not self.source.get().anonymous

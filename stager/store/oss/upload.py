@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace as changed
 from typing import Any
 
@@ -14,7 +14,6 @@ from stager.core.units import MIB, shown
 from stager.store.base import Pace, StoredObject, Unfinished, UploadedPart
 from stager.store.oss.answers import META, described, part_page
 from stager.store.oss.client import Client
-from stager.store.oss.wire import Line
 
 PART_FLOOR = 16 * MIB
 """Bytes of a part at least: 100 KB would do for OSS, but the request takes longer than so little data."""
@@ -60,10 +59,7 @@ def uploads(client: Client, prefix: str) -> Iterator[Unfinished]:
 
 
 class Sending:
-    """What both kinds of upload share: the object, its headers, and the connections for its bytes.
-
-    There are as many connections as calls of `bulk` at once, kept alive between them, each with an oss2 bucket of its own.
-    """
+    """What both kinds of upload share: the object and its headers."""
 
     def __init__(
         self, client: Client, prefix: str, name: str, size: int, metadata: Mapping[str, str], *, replace: bool
@@ -75,45 +71,14 @@ class Sending:
         self.metadata = dict(metadata)
         self.guard = {} if replace else _FORBID
         self.headers = {**self.guard, **_headers(metadata, self.subject)}
-        self._lock = threading.Lock()
-        self._idle: list[tuple[Line, Any]] = []
-        self._closed = False
 
-    @contextmanager
-    def bulk(self, pace: Pace | None) -> Iterator[Any]:
-        """An oss2 bucket over a connection that nobody else uses meanwhile, and that does not outlive an error. From any thread."""
-        with self._lock:
-            line, bucket = self._idle.pop() if self._idle else (Line(self.client.route), None)
-        line.pace, line.own = pace, None
-        try:
-            with self.client.translated(self.subject, key=self.key, line=line):
-                if bucket is None:
-                    bucket = self.client.bucket(line)
-                yield bucket
-                if line.answer is not None:
-                    line.answer.read()
-        except BaseException:
-            line.connection.drop()
-            raise
-        finally:
-            line.pace = None
-        with self._lock:
-            if not self._closed:
-                self._idle.append((line, bucket))
-                return
-        line.connection.drop()
+    def bulk(self, pace: Pace | None) -> AbstractContextManager[Any]:
+        """As `Client.bulk`, for this object."""
+        return self.client.bulk(self.subject, self.key, pace)
 
     def made(self, result: Any) -> StoredObject:
         """The object that was made, by the answer that says so."""
         return changed(described(self.name, self.size, result.headers), metadata=self.metadata)
-
-    def close(self) -> None:
-        """Closes the connections: idle ones now, the others after use. May be called twice."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for line, _ in idle:
-            line.connection.drop()
 
 
 class SingleUpload:
@@ -145,12 +110,10 @@ class SingleUpload:
         with sending.bulk(self._pace) as bucket:
             result = bucket.put_object(sending.key, self._data, headers=sending.headers)
         _agree(result.crc, self._crc, sending.subject)
-        sending.close()
         return sending.made(result)
 
     def abort(self) -> None:
         """As `Upload.abort`."""
-        self._sending.close()
 
 
 class MultipartUpload:
@@ -197,7 +160,6 @@ class MultipartUpload:
                 sending.key, self.upload_id, infos, headers=sending.guard
             )
         self._ended = True
-        sending.close()
         self._proven(result.crc, parts)
         return sending.made(result)
 
@@ -218,7 +180,6 @@ class MultipartUpload:
 
     def abort(self) -> None:
         """As `Upload.abort`."""
-        self._sending.close()
         if self._ended:
             return
         _abort(self._sending, self.upload_id)
