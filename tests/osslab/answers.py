@@ -154,7 +154,7 @@ def parts(page: Page, found: Iterable[Part], *, truncated: bool, marker: int) ->
         page.text("LastModified", stamp(one.modified))
         page.text("ETag", f'"{one.etag}"')
         page.text("HashCrc64ecma", one.crc)
-        page.text("Size", one.blob.size)
+        page.text("Size", one.content.size)
         page.close("Part")
     return page.answer()
 

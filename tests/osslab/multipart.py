@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
-from tests.osslab import answers
+from tests.osslab import answers, checksum
 from tests.osslab.errors import OssError
-from tests.osslab.operations import Call, Operation, check_overwrite, made, receive
-from tests.osslab.storage import Part, Pending, assembled
+from tests.osslab.operations import Call, Operation, check_overwrite, copied, copy_answer, made, receive, span
+from tests.osslab.storage import Content, Part, Pending, assembled, read
 from tests.osslab.wire import Answer
 
 SMALLEST = 100 << 10
@@ -36,18 +37,41 @@ def initiate(call: Call) -> Answer:
     return page.answer()
 
 
-def upload_part(call: Call) -> Answer:
-    """UploadPart; a number sent again replaces the part."""
+def _number(call: Call) -> int:
     text = call.request.query.get("partNumber", "")
     if not text.isdigit() or not 1 <= int(text) <= MOST:
         raise OssError("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive.",
                        ArgumentName="partNumber", ArgumentValue=text)  # fmt: skip
+    return int(text)
+
+
+def upload_part(call: Call) -> Answer:
+    """UploadPart; a number sent again replaces the part."""
+    number = _number(call)
     _pending(call)
     written = receive(call)
-    part = Part(int(text), written.blob(), written.etag, written.crc, time.time())
+    part = Part(number, Content((written.blob(),)), written.etag, written.crc, time.time())
     with call.bucket.lock:
         _pending(call).parts[part.number] = part
     return Answer(200, {"ETag": f'"{part.etag}"', "x-oss-hash-crc64ecma": str(part.crc)})
+
+
+def upload_part_copy(call: Call) -> Answer:
+    """UploadPartCopy: bytes of another object of the bucket, which takes no room."""
+    number, source = _number(call), copied(call)
+    _pending(call)
+    asked = call.request.headers.get("x-oss-copy-source-range", "")
+    first, count = span(asked, source.size, standard=True) or (0, source.size)
+    content, crc = source.content, call.storage.crc_of(source)
+    if count < source.size:
+        content, crc = content.cut(first, count), 0
+        for piece in read(content, 0, count):
+            crc = checksum.crc64(piece, crc)
+    etag = hashlib.md5(f"{source.etag} {first} {count}".encode(), usedforsecurity=False).hexdigest().upper()
+    part = Part(number, content, etag, crc, time.time())
+    with call.bucket.lock:
+        _pending(call).parts[part.number] = part
+    return copy_answer("CopyPartResult", etag, crc, part.modified)
 
 
 def _chosen(call: Call, pending: Pending, data: bytes) -> list[Part]:
@@ -70,8 +94,8 @@ def _chosen(call: Call, pending: Pending, data: bytes) -> list[Part]:
     if not chosen:
         raise OssError("MalformedXML")
     for part in chosen[:-1]:
-        if part.blob.size < SMALLEST:
-            raise OssError("EntityTooSmall", MinSizeAllowed=str(SMALLEST), ProposedSize=str(part.blob.size),
+        if part.content.size < SMALLEST:
+            raise OssError("EntityTooSmall", MinSizeAllowed=str(SMALLEST), ProposedSize=str(part.content.size),
                            PartNumber=str(part.number))  # fmt: skip
     return chosen
 
@@ -159,6 +183,6 @@ def list_parts(call: Call) -> Answer:
 
 
 TABLE: dict[str, Operation] = {
-    "InitiateMultipartUpload": initiate, "UploadPart": upload_part, "CompleteMultipartUpload": complete,
+    "InitiateMultipartUpload": initiate, "UploadPart": upload_part, "UploadPartCopy": upload_part_copy, "CompleteMultipartUpload": complete,
     "AbortMultipartUpload": abort, "ListMultipartUploads": list_uploads, "ListParts": list_parts,
 }  # fmt: skip

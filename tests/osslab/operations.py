@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from urllib.parse import unquote
 
 from tests.osslab import answers
 from tests.osslab.errors import NotModified, OssError
@@ -19,7 +20,7 @@ PERMISSIONS: dict[str, str] = {  # operation -> what a key must be allowed
     "PutBucket": "putbucket", "ListObjects": "list", "ListObjectsV2": "list", "GetObject": "get",
     "HeadObject": "get", "GetObjectMeta": "get", "PutObject": "put", "DeleteObject": "delete",
     "DeleteMultipleObjects": "delete", "RestoreObject": "restore", "InitiateMultipartUpload": "put",
-    "UploadPart": "put", "CompleteMultipartUpload": "put", "AbortMultipartUpload": "abort",
+    "UploadPart": "put", "CopyObject": "put", "UploadPartCopy": "put", "CompleteMultipartUpload": "put", "AbortMultipartUpload": "abort",
     "ListMultipartUploads": "listuploads", "ListParts": "listparts",
 }  # fmt: skip
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
@@ -68,12 +69,13 @@ Operation = Callable[[Call], Answer | Sent]
 
 def named(request: Request, key: str) -> str:
     """The name of the operation. Raises `OssError` for one that is not known here."""
-    query, method = request.query, request.method
+    query, method, copies = request.query, request.method, "x-oss-copy-source" in request.headers
     if key:
         table = {
             "GET": "ListParts" if "uploadId" in query else "GetObjectMeta" if "objectMeta" in query else "GetObject",
             "HEAD": "GetObjectMeta" if "objectMeta" in query else "HeadObject",
-            "PUT": "UploadPart" if {"partNumber", "uploadId"} & query.keys() else "PutObject",
+            "PUT": ("UploadPartCopy" if copies else "UploadPart") if {"partNumber", "uploadId"} & query.keys()
+            else "CopyObject" if copies else "PutObject",
             "DELETE": "AbortMultipartUpload" if "uploadId" in query else "DeleteObject",
             "POST": "InitiateMultipartUpload" if "uploads" in query
             else "CompleteMultipartUpload" if "uploadId" in query
@@ -107,7 +109,7 @@ def receive(call: Call) -> Written:
     """The request's body, checked against its Content-MD5."""
     if not call.request.body.told:
         raise OssError("MissingContentLength")
-    written = Written(call.storage.room)
+    written = call.storage.incoming()
     try:
         for piece in call.request.body:
             written.add(piece)
@@ -152,6 +154,39 @@ def put_object(call: Call) -> Answer:
         call.bucket.set(found)
     headers = {"ETag": f'"{found.etag}"', "x-oss-hash-crc64ecma": str(found.crc)}
     return Answer(200, headers | {"Content-MD5": found.content_md5 or ""})
+
+
+def copied(call: Call) -> StoredObject:
+    """The object of this bucket that is to be copied. Raises `OssError`."""
+    call.request.body.drain()
+    name = unquote(call.request.headers["x-oss-copy-source"]).removeprefix("/").partition("/")[2]
+    found = call.bucket.objects.get(name)
+    if found is None:
+        raise OssError("NoSuchKey", Key=name)
+    return found
+
+
+def copy_object(call: Call) -> Answer:
+    """CopyObject within the bucket: the same bytes under another name, which takes no room."""
+    headers, source = call.request.headers, copied(call)
+    with call.bucket.lock:
+        check_overwrite(call)
+        crc = call.storage.crc_of(source)
+        found = made(call, call.key, source.content, source.etag, crc, headers)
+        if headers.get("x-oss-metadata-directive", "").upper() != "REPLACE":
+            found.metadata, found.content_type = source.metadata, source.content_type
+        call.bucket.set(found)
+    return copy_answer("CopyObjectResult", found.etag, crc, found.modified)
+
+
+def copy_answer(root: str, etag: str, crc: int, modified: float) -> Answer:
+    """What the copying operations say."""
+    page = answers.Page(root)
+    page.text("ETag", f'"{etag}"')
+    page.text("LastModified", answers.stamp(modified))
+    answer = page.answer()
+    answer.headers |= {"ETag": f'"{etag}"', "x-oss-hash-crc64ecma": str(crc)}
+    return answer
 
 
 def _describe(call: Call, found: StoredObject) -> dict[str, str]:
@@ -288,5 +323,5 @@ def restore_object(call: Call) -> Answer:
 
 TABLE: dict[str, Operation] = {
     "PutObject": put_object, "GetObject": get_object, "HeadObject": head_object, "GetObjectMeta": get_object_meta,
-    "DeleteObject": delete_object, "RestoreObject": restore_object,
+    "CopyObject": copy_object, "DeleteObject": delete_object, "RestoreObject": restore_object,
 }  # fmt: skip

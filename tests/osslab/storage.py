@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -11,7 +12,7 @@ import secrets
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tests.osslab import checksum
@@ -21,10 +22,23 @@ ARCHIVES = frozenset({"Archive", "ColdArchive", "DeepColdArchive"})
 
 
 class Blob:
-    """Bytes that do not change: in memory, or in a file that goes with the blob when it is `owned`."""
+    """Bytes that do not change: in memory, or in a file that goes with the blob when it is `owned`.
 
-    def __init__(self, size: int, *, data: bytes = b"", path: str = "", owned: bool = False) -> None:
+    They are `size` bytes from `start` on. A blob made `of` another one has some of its bytes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        data: bytes = b"",
+        path: str = "",
+        owned: bool = False,
+        start: int = 0,
+        of: Blob | None = None,
+    ) -> None:
         self.size, self.data, self.path, self._owned = size, data, path, owned
+        self.start, self._of = start, of
 
     def __del__(self) -> None:
         if self._owned:
@@ -44,17 +58,24 @@ class Content:
         return sum(blob.size for blob in self.blobs)
 
     def pieces(self, offset: int, length: int) -> Iterator[tuple[Blob, int, int]]:
-        """(blob, offset in it, bytes) that make up [offset, offset + length)."""
+        """(blob, offset in its data or file, bytes) that make up [offset, offset + length)."""
         for blob in self.blobs:
             if length <= 0:
                 return
             if offset < blob.size:
                 take = min(length, blob.size - offset)
-                yield blob, offset, take
+                yield blob, blob.start + offset, take
                 length -= take
                 offset = 0
             else:
                 offset -= blob.size
+
+    def cut(self, offset: int, length: int) -> Content:
+        """A part of the same bytes."""
+        pieces = self.pieces(offset, length)
+        return Content(
+            tuple(Blob(size, data=blob.data, path=blob.path, start=at, of=blob) for blob, at, size in pieces)
+        )
 
 
 class Written:
@@ -70,6 +91,10 @@ class Written:
         self._md5.update(piece)
         self.crc = checksum.crc64(piece, self.crc)
         self.size += len(piece)
+        self.keep(piece)
+
+    def keep(self, piece: memoryview | bytes) -> None:
+        """Bytes that are hashed and counted already."""
         if self._fd < 0 and self.size <= SMALL:
             self._small += piece
             return
@@ -147,7 +172,7 @@ class Part:
     """One part of an unfinished upload."""
 
     number: int
-    blob: Blob
+    content: Content
     etag: str
     crc: int
     modified: float
@@ -225,10 +250,11 @@ class Bucket:
 
 
 class Storage:
-    """All buckets, and the folder for their contents. `close` removes what is in it."""
+    """All buckets, and the folder for their contents. `incoming` makes what takes in the body of a request; it may be replaced."""
 
     def __init__(self, room: str) -> None:
         self.room = room
+        self.incoming: Callable[[], Written] = functools.partial(Written, room)
         self.buckets: dict[str, Bucket] = {}
         self._slow = threading.Lock()
         self._ids = itertools.count(1)
@@ -285,9 +311,9 @@ def assembled(key: str, parts: Iterable[Part]) -> tuple[Content, str, int]:
     crc = 0
     for part in kept:
         digest.update(bytes.fromhex(part.etag))
-        crc = checksum.join(crc, part.crc, part.blob.size)
+        crc = checksum.join(crc, part.crc, part.content.size)
     etag = f"{digest.hexdigest().upper()}-{len(kept)}"
-    return Content(tuple(part.blob for part in kept)), etag, crc
+    return Content(tuple(blob for part in kept for blob in part.content.blobs)), etag, crc
 
 
 def read(content: Content, offset: int, length: int) -> Iterator[bytes]:

@@ -345,6 +345,28 @@ def test_multipart(oss: Oss, bucket: oss2.Bucket) -> None:
     assert code_of(lambda: bucket.abort_multipart_upload("big", found)) == (404, "NoSuchUpload")
 
 
+def test_copies(oss: Oss, bucket: oss2.Bucket) -> None:
+    """Of objects and of stretches of them; what was copied from may go."""
+    data = random.randbytes(3 * MIB)
+    bucket.put_object("a", data, headers={"x-oss-meta-kept": "yes"})
+    assert bucket.copy_object("models", "a", "ü b").etag == bucket.head_object("a").etag
+    upload = bucket.init_multipart_upload("c").upload_id
+    pieces = [(MIB + 5, 2 * MIB + 7), (0, 3 * MIB - 1), (10, 99)]
+    parts = [
+        oss2.models.PartInfo(at, bucket.upload_part_copy("models", "a", span, "c", upload, at).etag)
+        for at, span in enumerate(pieces, 1)
+    ]
+    bucket.complete_multipart_upload("c", upload, parts)
+    bucket.delete_object("a")
+    assert bucket.get_object("ü b").read() == data
+    assert bucket.head_object("ü b").headers["x-oss-meta-kept"] == "yes"
+    found = bucket.get_object("c")
+    joined = b"".join(data[first : last + 1] for first, last in pieces)
+    assert (found.read(), found.server_crc) == (joined, checksum.crc64(joined))
+    assert bucket.get_object("c", byte_range=(5, MIB + 99)).read() == joined[5 : MIB + 100]
+    assert code_of(lambda: bucket.copy_object("models", "a", "d")) == (404, "NoSuchKey")
+
+
 def test_parts_tell_their_crc(oss: Oss) -> None:
     found, _ = upload(bucket_for(oss, oss.key, "v4"), "k", {1: b"abc"})
     oss.keys.add(AccessKey("id", "secret"))
