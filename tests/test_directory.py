@@ -26,9 +26,9 @@ from stager.core.errors import (
     RemoteError,
     UsageError,
 )
+from stager.core.ranges import SMALLEST as PART_SIZE
 from stager.store.base import BLOCK
 from stager.store.directory import DirectoryStore
-from stager.store.directory_upload import PART_SIZE
 
 MIB = 1 << 20
 

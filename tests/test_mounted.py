@@ -21,9 +21,10 @@ from stager.core.errors import (
     ResourceRefused,
     StagerError,
 )
+from stager.core.ranges import SMALLEST as PART_SIZE
 from stager.store.base import BLOCK
 from stager.store.directory import DirectoryStore
-from stager.store.directory_upload import PART_SIZE, DirectoryUpload
+from stager.store.directory_upload import DirectoryUpload
 from stager.store.mounted import MountedUpload
 from stager.store.retry import Retrying
 from tests.fuselab.fixtures import FuseMount, MountFactory

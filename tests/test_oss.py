@@ -34,6 +34,7 @@ from stager.core.errors import (
     UsageError,
 )
 from stager.core.location import Location
+from stager.core.ranges import SMALLEST as PART_FLOOR
 from stager.net.answers import content_range, retry_after
 from stager.net.failures import unreachable
 from stager.net.route import Origin, Route
@@ -43,7 +44,7 @@ from stager.store.opening import StoreOptions
 from stager.store.oss import OssStore
 from stager.store.oss.answers import part_page
 from stager.store.oss.failures import garbled, refused
-from stager.store.oss.upload import PART_FLOOR, part_size
+from stager.store.oss.upload import part_of as part_size
 from stager.store.retry import Retrying
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss

@@ -24,10 +24,10 @@ from stager.core.errors import (
     RemoteError,
     StagerError,
 )
+from stager.core.ranges import SMALLEST as PART_SIZE
 from stager.node.throttle import Throttle
 from stager.store.base import BLOCK
 from stager.store.directory import DirectoryStore
-from stager.store.directory_upload import PART_SIZE
 from stager.store.limit import Limited, LimitedReader
 from stager.store.retry import Retrying, RetryingReader
 from tests.faulty import Fault, Faulty

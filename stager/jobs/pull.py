@@ -196,7 +196,10 @@ class Pull:
         self._remember(standing, ledger)
         wanted = await self._doubts(standing)
         obsolete = standing.obsolete if options.mirror else ()
-        resumable = standing.resumable & await self._unfinished() if not options.restart else frozenset()
+        resumable: frozenset[str] = frozenset()
+        if not options.restart:  # what was read and is wrong cannot be gone on with
+            read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
+            resumable = (standing.resumable & await self._unfinished()) - read
         if wanted or obsolete:
             doubts = [one.entry.path for one in wanted if one.entry.path in resumable]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts])

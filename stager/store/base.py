@@ -138,7 +138,7 @@ class Store(Protocol):
     ) -> Upload:
         """Begins the object `name` of `size` bytes. Small ones are one part, and sent in one request by `complete`.
 
-        `part_size` follows from `size` alone. With `resume` the newest unfinished upload of that name goes on where there is one; with `discard` all
+        `part_size` is what `stager.core.ranges.part_size` says. With `resume` the newest unfinished upload of that name goes on where there is one; with `discard` all
         unfinished uploads of that name are aborted first.
         Without `replace` an object that is there is not touched (`ObjectExists`, at the latest from `complete`).
         """

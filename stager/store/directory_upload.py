@@ -11,12 +11,10 @@ from itertools import count
 
 from stager.core.checksum import crc64
 from stager.core.errors import ObjectExists, from_oserror
+from stager.core.ranges import part_size
 from stager.core.units import shown
 from stager.node.partfile import failure
 from stager.store.base import BLOCK, Pace, StoredObject, UploadedPart
-
-PART_SIZE = 16 << 20
-"""Bytes of a part of an upload, whatever the object's size: a folder has no limit on their number."""
 
 _NAME_MAX = 255  # bytes, on every Linux filesystem in use
 _FOLDER_TRIES = 5  # a folder may be removed as empty between its making and the first file in it
@@ -49,7 +47,6 @@ class DirectoryUpload:
     """
 
     concurrent = False
-    part_size = PART_SIZE
 
     def __init__(
         self, root: str, name: str, size: int, *, replace: bool, resume: bool, discard: bool = False
@@ -58,6 +55,7 @@ class DirectoryUpload:
 
         Raises `StagerError` where it cannot be made.
         """
+        self.part_size = part_size(size)
         self._name, self._size, self._replace = name, size, replace
         self._root, self._final = root, os.path.join(root, name)
         try:
@@ -79,8 +77,8 @@ class DirectoryUpload:
 
     def _expected(self, number: int) -> int:
         """The size of part `number`; negative when there is no such part."""
-        at = (number - 1) * PART_SIZE
-        return min(PART_SIZE, self._size - at) if number == 1 or 0 < at < self._size else -1
+        at = (number - 1) * self.part_size
+        return min(self.part_size, self._size - at) if number == 1 or 0 < at < self._size else -1
 
     def _recall(self) -> None:
         left = os.fstat(self._fd).st_size
@@ -89,7 +87,7 @@ class DirectoryUpload:
             if expected <= 0 or left < expected:
                 return
             left -= expected
-            crc, at, end = 0, (number - 1) * PART_SIZE, (number - 1) * PART_SIZE + expected
+            crc, at, end = 0, (number - 1) * self.part_size, (number - 1) * self.part_size + expected
             while at < end:
                 block = os.pread(self._fd, min(BLOCK, end - at), at)
                 if not block:
@@ -102,7 +100,7 @@ class DirectoryUpload:
         """As `Upload.part`. Raises ValueError for a part that is not of the plan."""
         if len(data) != self._expected(number):
             raise ValueError(f"part {number} of {len(data)} bytes, expected {self._expected(number)}")
-        at = (number - 1) * PART_SIZE
+        at = (number - 1) * self.part_size
         self._done.pop(number, None)
         for start in range(0, len(data), BLOCK):
             block = data[start : start + BLOCK]

@@ -8,10 +8,11 @@ from contextlib import suppress
 
 from stager.core.checksum import crc64
 from stager.core.errors import LocalIOError, ObjectChanged, StagerError
+from stager.core.ranges import part_size
 from stager.core.units import shown
 from stager.node import partfile
 from stager.store.base import BLOCK, Pace, StoredObject, UploadedPart
-from stager.store.directory_upload import PART_SIZE, exists, stored
+from stager.store.directory_upload import exists, stored
 
 _NO_APPEND = (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _HINTS = {
@@ -29,12 +30,12 @@ class MountedUpload:
     """
 
     concurrent = False
-    part_size = PART_SIZE
 
     def __init__(
         self, root: str, name: str, size: int, *, replace: bool, resume: bool, discard: bool = False
     ) -> None:
         """With `resume`, reads what is there. Raises `StagerError` where that fails."""
+        self.part_size = part_size(size)
         self._name, self._size, self._replace = name, size, replace
         self._final = os.path.join(root, name)
         self._fd = -1
@@ -86,7 +87,7 @@ class MountedUpload:
 
     def _expected(self) -> int:
         """Bytes of the part that comes next."""
-        return min(PART_SIZE, self._size - len(self._parts) * PART_SIZE)
+        return min(self.part_size, self._size - len(self._parts) * self.part_size)
 
     def _took(self, block: memoryview) -> None:
         """Counts bytes that are in the file: of the next part, and of those after it."""

@@ -10,32 +10,24 @@ from typing import Any
 
 from stager.core.checksum import combine, crc64
 from stager.core.errors import IntegrityError, NotFound, RemoteError, UsageError
-from stager.core.units import MIB, shown
+from stager.core.ranges import part_size
+from stager.core.units import shown
 from stager.store.base import Pace, StoredObject, Unfinished, UploadedPart
 from stager.store.oss.answers import META, described, part_page
 from stager.store.oss.client import Client
 
-PART_FLOOR = 16 * MIB
-"""Bytes of a part at least: 100 KB would do for OSS, but the request takes longer than so little data."""
-_MOST_PARTS = 10_000
-_LARGEST_PART = 5 << 30
-LARGEST = _MOST_PARTS * _LARGEST_PART
+LARGEST = 10_000 * (5 << 30)
 """Bytes of an object at most: 48.8 TiB."""
 EMPTY_PAGES = 10
 """Pages of a listing in a row that may have nothing in them: a server that sends them for ever would be asked for ever."""
 _FORBID = {"x-oss-forbid-overwrite": "true"}
 
 
-def part_size(size: int) -> int:
-    """Bytes of each part but the last of an object of `size` bytes: whole MiB, so that 10,000 parts suffice.
-
-    Follows from `size` alone, so that another process can go on with an upload. Raises `UsageError` for what OSS cannot hold.
-    """
-    needed = -(-size // _MOST_PARTS)
-    part = max(PART_FLOOR, -(-needed // MIB) * MIB)
-    if part > _LARGEST_PART:
+def part_of(size: int) -> int:
+    """Bytes of each part but the last of an object of `size` bytes. Raises `UsageError` for what OSS cannot hold."""
+    if size > LARGEST:
         raise UsageError(f"an object of {size} bytes is larger than OSS takes")
-    return part
+    return part_size(size)
 
 
 def uploads(client: Client, prefix: str) -> Iterator[Unfinished]:
@@ -88,7 +80,7 @@ class SingleUpload:
 
     def __init__(self, sending: Sending) -> None:
         """Nothing is sent before `complete`."""
-        self.part_size = part_size(sending.size)
+        self.part_size = part_of(sending.size)
         self.parts: tuple[UploadedPart, ...] = ()
         self._sending = sending
         self._data: bytes | None = None if sending.size else b""
@@ -123,7 +115,7 @@ class MultipartUpload:
 
     def __init__(self, sending: Sending, upload_id: str, parts: tuple[UploadedPart, ...]) -> None:
         """`parts` are those that are there already and fit."""
-        self.part_size = part_size(sending.size)
+        self.part_size = part_of(sending.size)
         self.parts = parts
         self.upload_id = upload_id
         self._sending = sending
@@ -191,7 +183,7 @@ class MultipartUpload:
 
 def begin(sending: Sending, *, resume: bool, discard: bool) -> SingleUpload | MultipartUpload:
     """As `Store.upload`. A resumed upload keeps the metadata that it was begun with."""
-    single = sending.size <= part_size(sending.size)
+    single = sending.size <= part_of(sending.size)
     if discard:
         for one in _begun(sending):
             _abort(sending, one.upload_id)
@@ -228,7 +220,7 @@ def _newest(sending: Sending) -> MultipartUpload | None:
 
 def _parts(sending: Sending, upload_id: str) -> Iterator[UploadedPart]:
     """The parts that are there and have the sizes that this upload would give them."""
-    usual, marker, empty = part_size(sending.size), "", 0
+    usual, marker, empty = part_of(sending.size), "", 0
     while True:
         with sending.client.translated(sending.subject):
             result = sending.client.control.list_parts(sending.key, upload_id, marker=marker)
