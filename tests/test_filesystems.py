@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stager.node.filesystems import object_store_at, traits_of
+from stager.node.mounts import Mount
 from tests.fuselab.fixtures import FuseMount, MountFactory
 from tests.fuselab.trees import synthetic_bytes
 from tests.harness import MIB, Box, Done, cold, files_below, resident
@@ -308,3 +310,78 @@ def test_two_mounts_in_one_run(box: Box, fuse_mount: MountFactory) -> None:
     cold(disk)
     strict = box.warm(os.path.dirname(disk), mount.path, "--strict")
     assert (strict.code, resident(disk)) == (11, 0)
+
+
+# Where objects lie behind a mount
+
+
+@pytest.mark.parametrize(
+    ("subtype", "objects"),
+    [
+        ("ossfs", True),
+        ("ossfs2", True),
+        ("s3fs", True),
+        ("rclone", True),
+        ("goofys", True),
+        ("geesefs", True),
+        ("gcsfuse", True),
+        ("cosfs", True),
+        ("obsfs", True),
+        ("tosfs", True),
+        ("jindofs-fuse", True),
+        ("mountpoint-s3", True),
+        ("bindfs", False),
+        ("sshfs", False),
+        ("juicefs", False),
+        ("fuse-overlayfs", False),
+        ("something", False),
+        ("", False),
+    ],
+)
+def test_the_subtype_says_whether_objects_lie_behind(subtype: str, objects: bool) -> None:
+    kind = f"fuse.{subtype}" if subtype else "fuse"
+    assert traits_of(mount_of(kind, "somewhere")).object_store is objects
+
+
+def mount_of(kind: str, source: str, options: str = "rw", number: int = 1, point: str = "/") -> Mount:
+    return Mount(number, f"0:{number}", "/", point, kind, source, options)
+
+
+def test_a_mount_without_a_subtype_is_known_by_its_source() -> None:
+    assert traits_of(mount_of("fuse", "mountpoint-s3")).object_store
+    assert not traits_of(mount_of("fuse", "/data")).object_store
+    for kind in ("ext4", "nfs4", "tmpfs", "virtiofs"):
+        assert not traits_of(mount_of(kind, "mountpoint-s3")).object_store
+
+
+def test_what_is_written_to_an_overlay_over_objects_is_no_object(tmp_path: Path) -> None:
+    below = mount_of("fuse.ossfs2", "bucket", number=1, point=str(tmp_path))
+    above = mount_of("overlay", "overlay", f"rw,lowerdir={tmp_path},upperdir=/u", number=2)
+    traits = traits_of(above, {1: below, 2: above})
+    assert traits.name == "overlayfs over ossfs 2"
+    assert not traits.object_store
+
+
+def test_the_nearest_folder_that_is_there_decides(
+    fuse_mount: MountFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    there = fuse_mount(source=str(tmp_path), subtype="ossfs2").path
+    for name in ("", "/", "/sub", "/sub/", "/not/there/yet", "/not/", "/file/below"):
+        assert object_store_at(there + name), name
+    for path in (
+        str(tmp_path),
+        str(tmp_path / "not/there"),
+        "/",
+        "/not/there",
+        "relative/not/there",
+        "",
+        ".",
+    ):
+        assert not object_store_at(path), path
+    (tmp_path / "link").symlink_to(there + "/sub")
+    assert object_store_at(str(tmp_path / "link/not/there"))
+    monkeypatch.chdir(there)
+    for path in ("", "not/there", "sub", "."):
+        assert object_store_at(path), path

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.fuselab.fixtures import MountFactory
+from tests.fuselab.fixtures import FuseMount, MountFactory
 from tests.fuselab.trees import synthetic_bytes
 
 pytestmark = pytest.mark.root
@@ -378,3 +379,88 @@ def test_nothing_is_left_behind(tmp_path: Path, case: str) -> None:
     assert path not in Path("/proc/self/mountinfo").read_text()
     if case == "is killed":
         shutil.rmtree(os.path.dirname(path))  # the empty folder is all that is left
+
+
+# Writing, as ossfs 2 does
+
+
+def bucket(fuse_mount: MountFactory, source: Path, **options: object) -> FuseMount:
+    manners = {"subtype": "ossfs2", "writes": "ossfs2", "attr_timeout": 0, "entry_timeout": 0}
+    return fuse_mount(source=str(source), **{**manners, **options})
+
+
+def refused(code: int, call: Callable[[], object]) -> None:
+    with pytest.raises(OSError) as caught:
+        call()
+    assert caught.value.errno == code
+
+
+def test_one_writer_ascending_and_visible_when_it_closes(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    mount = bucket(fuse_mount, tmp_path)
+    path = mount.path + "/a"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    assert os.write(fd, b"x" * 3 * MIB) == 3 * MIB
+    assert os.stat(path).st_size == 3 * MIB
+    assert not (tmp_path / "a").exists()
+    refused(errno.EBUSY, lambda: os.open(path, os.O_WRONLY))
+    refused(errno.EINVAL, lambda: os.pwrite(fd, b"y", 0))
+    refused(errno.EINVAL, lambda: os.pwrite(fd, b"y", 4 * MIB))
+    refused(errno.EOPNOTSUPP, lambda: os.ftruncate(fd, 5))
+    refused(errno.EINVAL, lambda: os.posix_fallocate(fd, 0, 4 * MIB))
+    os.fsync(fd)
+    assert not (tmp_path / "a").exists(), "fsync says nothing"
+    os.write(fd, b"end")
+    os.close(fd)
+    assert (tmp_path / "a").read_bytes() == b"x" * 3 * MIB + b"end"
+    counts = mount.counters()
+    assert counts["written"] == {"a": 3 * MIB + 3}
+    expected = {"created": 1, "ftruncate": 1, "fallocate": 1, "fsync": 1, "closed": 1}
+    assert {key: counts["writing"].get(key) for key in expected} == expected
+
+
+def test_files_are_emptied_added_to_and_copied_by_a_rename(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    mount = bucket(fuse_mount, tmp_path)
+    path = mount.path + "/a"
+    for how, data, content in (("wb", b"one", b"one"), ("ab", b"two", b"onetwo"), ("wb", b"3", b"3")):
+        with open(path, how) as file:
+            file.write(data)
+        assert (tmp_path / "a").read_bytes() == content
+    os.utime(path)
+    os.chmod(path, 0o600)
+    os.mkdir(mount.path + "/sub")
+    os.rename(path, mount.path + "/sub/b")
+    assert (tmp_path / "sub/b").read_bytes() == b"3"
+    assert Path(mount.path, "sub/b").read_bytes() == b"3"
+    assert not os.path.exists(path)
+    os.truncate(mount.path + "/sub/b", 0)
+    assert (tmp_path / "sub/b").read_bytes() == b""
+    os.unlink(mount.path + "/sub/b")
+    os.rmdir(mount.path + "/sub")
+    assert os.listdir(tmp_path) == []
+    counts = mount.counters()["writing"]
+    for what in ("utimens", "chmod", "rename", "copied", "unlink", "mkdir", "rmdir", "reopened"):
+        assert counts[what] == 1, what
+
+
+def test_errors_of_writing_come_when_they_are_due(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    options = {"close_error": "ENOSPC:1", "write_error_at": f"b:{MIB}:EFBIG", "append_error": "open:EPERM"}
+    mount = bucket(fuse_mount, tmp_path, **options)
+    fd = os.open(mount.path + "/a", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"x")
+    refused(errno.ENOSPC, lambda: os.close(fd))
+    assert not (tmp_path / "a").exists()
+    Path(mount.path, "a").write_bytes(b"again")
+    assert (tmp_path / "a").read_bytes() == b"again"
+    with open(mount.path + "/b", "wb", buffering=0) as file:
+        assert file.write(b"x" * MIB) == MIB
+        refused(errno.EFBIG, lambda: file.write(b"y"))
+    refused(errno.EPERM, lambda: os.open(mount.path + "/old", os.O_WRONLY | os.O_APPEND))
+
+
+def test_what_a_killed_writer_wrote_is_there(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    mount = bucket(fuse_mount, tmp_path)
+    code = "import os, signal, sys; os.write(os.open(sys.argv[1], 65), b'x' * 5000); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code, mount.path + "/a"])
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "a").read_bytes() == b"x" * 5000

@@ -95,6 +95,8 @@ class Writing:
 
     def open(self, path: bytes, flags: int) -> int:
         """A handle to write with."""
+        if self.attributes(path) is not None:
+            raise OSError(errno.EBUSY, "one writer at a time")
         base = 0 if flags & os.O_TRUNC else os.stat(self._behind(path)).st_size
         adding = bool(flags & os.O_APPEND) and base > 0
         if adding and (code := self._habits.append_errors.get("open")):
@@ -130,13 +132,14 @@ class Writing:
         with self._lock:
             if self._open.setdefault(draft.path, draft) is not draft:
                 raise OSError(errno.EBUSY, "one writer at a time")
-            self.counts["writes"] += 1
-            self.written[os.fsdecode(draft.path)] += size
         with draft.lock:
             if offset != draft.size:
                 raise OSError(errno.EINVAL, "ascending only")
             os.pwrite(draft.fd, data, draft.new)
             draft.new += size
+        with self._lock:
+            self.counts["writes"] += 1
+            self.written[os.fsdecode(draft.path)] += size
         return (wire.WRITE_OUT.pack(size, 0),)
 
     def _flush(self, node: int, body: memoryview) -> Answer:
