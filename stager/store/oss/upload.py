@@ -83,14 +83,14 @@ class SingleUpload:
         self.part_size = part_of(sending.size)
         self.parts: tuple[UploadedPart, ...] = ()
         self._sending = sending
-        self._data: bytes | None = None if sending.size else b""
+        self._data: memoryview | None = None if sending.size else memoryview(b"")
         self._crc = 0
         self._pace: Pace | None = None
 
     def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
-        """As `Upload.part`; keeps a copy."""
+        """As `Upload.part`; `data` is what `complete` sends."""
         _fits(number, data.nbytes, 1, self._sending.size)
-        self._data, self._pace = bytes(data), pace
+        self._data, self._pace = data.cast("B"), pace
         self._crc = crc64(self._data)
         return UploadedPart(1, data.nbytes, "", self._crc)
 
@@ -102,6 +102,7 @@ class SingleUpload:
         with sending.bulk(self._pace) as bucket:
             result = bucket.put_object(sending.key, self._data, headers=sending.headers)
         _agree(result.crc, self._crc, sending.subject)
+        self._data = None  # whose memory it is may want it back
         return sending.made(result)
 
     def abort(self) -> None:
