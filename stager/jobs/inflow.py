@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from stager.core.checksum import combine, crc64
-from stager.core.errors import Interrupted
+from stager.core.errors import Interrupted, ResourceRefused
 from stager.core.ranges import part_size
+from stager.core.units import format_size, shown
 from stager.engine.lanes import Checkpoint, Lanes, Lease
 from stager.engine.pace import Controller, PaceReport
 from stager.jobs.lines import Line, Lines, Pauses
@@ -113,6 +114,18 @@ class Stream:
             with self._lock:
                 self._head += 1
                 current = self._waiting.pop(self._head, None)
+
+
+def refuse_large(streams: Sequence[Stream], buffer: int) -> None:
+    """Raise `ResourceRefused` where a part of one of `streams` would not fit into `buffer` bytes."""
+    largest = max(streams, key=lambda one: one.feed.size, default=None)
+    if largest is None or largest.step <= buffer:
+        return
+    size, part = format_size(largest.feed.size), format_size(largest.step)
+    raise ResourceRefused(
+        f"`{shown(largest.feed.name)}` of {size} goes in parts of {part}, and --buffer holds {format_size(buffer)}",
+        hint=f"give `--buffer {format_size(2 * largest.step).replace(' ', '')}` or more",
+    )
 
 
 class Inflow:

@@ -51,11 +51,12 @@ class Ledger:
 
     def entry(self, file: HubFile, crc64: int | None) -> FileEntry:
         """The row of a file that was there before, with what is known of it now."""
-        row = self._rows.get(file.entry.path)
+        row, sha256 = self._rows.get(file.entry.path), file.entry.sha256
         if row is not None and row.size != file.entry.size:
             row = None
+        if row is not None and sha256 is not None and (row.sha256 or "").lower() != sha256.lower():
+            row = None  # other content of that size: its CRC beside the new digest would pass the old object off as the new
         crc = crc64 if crc64 is not None else (row.crc64 if row is not None else None)
-        sha256 = file.entry.sha256
         if sha256 is None and row is not None and row.crc64 == crc:
             sha256 = row.sha256
         return FileEntry(file.entry.path, file.entry.size, sha256.lower() if sha256 else None, crc)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stager.core.ranges import in_parts
 from stager.engine import runtime
 from stager.engine.buffers import Buffers
-from stager.jobs.inflow import Inflow
+from stager.jobs.inflow import Inflow, refuse_large
 from stager.jobs.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class Proving:
         pauses: Pauses,
     ) -> None:
         self._streams = streams
-        self._files_read = 0
+        self._files_read: set[int] = set()
         sizes = {at: one.feed.size for at, one in enumerate(streams)}
         spans = in_parts(sizes, min(_ABREAST, lanes))
+        self._buffer = buffer
         self._buffers = Buffers(buffer)
         self._inflow = Inflow(
             open_reader, streams, spans, self._buffers, self._read, lanes=lanes, adapt=adapt, pauses=pauses
@@ -68,24 +69,26 @@ class Proving:
         return self._inflow.stuck()
 
     async def run(self) -> None:
-        """Read everything. Raises the first error, bare."""
+        """Read everything. Raises the first error, bare; `ResourceRefused` for parts larger than `buffer`."""
         if not self._streams:
             return
+        refuse_large(self._streams, self._buffer)
         self._pulse.started = started = time.monotonic()
         try:
             async with runtime.ticking(_TICK_S, partial(self._tick)):
                 await self._inflow.run()
         finally:
             self.seconds = time.monotonic() - started
-            self._pulse.tell(self.read, self._files_read, self.lanes)
+            self._pulse.tell(self.read, len(self._files_read), self.lanes)
 
-    def _read(self, _index: int, portion: Portion) -> None:
+    def _read(self, index: int, portion: Portion) -> None:
         assert portion.buffer is not None
         self._buffers.give(portion.buffer)
-        self._files_read += portion.last
+        if portion.last:
+            self._files_read.add(index)
 
     def _tick(self) -> None:
         self._inflow.watch()
         lanes = self._inflow.lanes
         last, active = lanes.last_progress, self._inflow.active()
-        self._pulse.beat(self.read, self._files_read, lanes.busy, last=last, active=active)
+        self._pulse.beat(self.read, len(self._files_read), lanes.busy, last=last, active=active)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.errors import IntegrityError, ResourceRefused
-from stager.core.ranges import in_parts, part_size
-from stager.core.units import format_size, shown
+from stager.core.errors import IntegrityError
+from stager.core.ranges import in_parts
+from stager.core.units import shown
 from stager.engine import runtime
 from stager.engine.buffers import Buffers
-from stager.jobs.inflow import Inflow
+from stager.jobs.inflow import Inflow, refuse_large
 from stager.jobs.outflow import Outflow
 from stager.jobs.pulse import Pulse
 from stager.jobs.transit import Transit
@@ -96,7 +96,7 @@ class Transfer:
 
         Raises the first error, `IntegrityError` for a file that came wrong twice; what was sent stays for the next run.
         """
-        self._refuse_large(transits)
+        refuse_large([one.stream for one in transits], self._options.buffer)
         started = time.monotonic()
         try:
             await self._round(transits)
@@ -113,15 +113,6 @@ class Transfer:
         finally:
             self.seconds += time.monotonic() - started
         return right
-
-    def _refuse_large(self, transits: Sequence[Transit]) -> None:
-        largest = max((one.file.entry for one in transits), key=lambda entry: entry.size, default=None)
-        if largest is None or (part := part_size(largest.size)) <= self._options.buffer:
-            return
-        raise ResourceRefused(
-            f"`{shown(largest.path)}` of {format_size(largest.size)} goes in parts of {format_size(part)}, and --buffer holds {format_size(self._options.buffer)}",
-            hint=f"give `--buffer {format_size(2 * part).replace(' ', '')}` or more",
-        )
 
     async def _round(self, transits: Sequence[Transit]) -> None:
         if not transits:

@@ -56,7 +56,7 @@ class Transit:
         self.stream = Stream(Feed(entry.path, entry.size, file.version), digest_for(file) if hashed else None)
         self._store = store
         self._hashed = hashed
-        self._resume = resume
+        self._resume = resume and self.stream.count > 1  # what is sent in one request leaves nothing behind
         self._again_readable = again_readable
         self._discard = discard
         self._upload: Upload | None = None
@@ -68,7 +68,9 @@ class Transit:
         self.resumed = 0  # bytes that were there from an earlier run
         self.done: FileEntry | None = None
         """The file as it is at its destination; None until it is complete."""
-        self.wrong = False  # what came is not what the hub promised: nothing was completed
+        self.wrong = (
+            False  # what came, or what was there of it, is not what the hub promised: nothing was completed
+        )
 
     @property
     def unproven(self) -> bool:
@@ -85,12 +87,17 @@ class Transit:
     def send(self, portion: Portion, checkpoint: Checkpoint) -> None:
         """Send what `portion` holds, and complete the file after its last part. Raises as `Upload.part` and `Upload.complete`."""
         self._wait_for_turn(portion, checkpoint)
+        if self.wrong:
+            return
         if portion.last and not self._agrees():
-            self.wrong = True
-            self.abort()
+            self._refuse()
             return
         upload = self._opened()
-        self._crcs[portion.number] = self._sent_part(upload, portion, checkpoint)
+        made = self._sent_part(upload, portion, checkpoint)
+        if made is None:
+            self._refuse()
+            return
+        self._crcs[portion.number] = made
         with self._changed:
             self._sent += 1
             self._changed.notify_all()
@@ -102,25 +109,28 @@ class Transit:
         if portion.number == 0 or (not portion.last and self._opened().concurrent):
             return
         with self._changed:
-            while self._sent < portion.number:
+            while self._sent < portion.number and not self.wrong:
                 self._changed.wait(_LOOK_S)
                 checkpoint(0)
 
-    def _sent_part(self, upload: Upload, portion: Portion, checkpoint: Checkpoint) -> tuple[int, int]:
-        """The part's CRC and size, once the destination has it."""
-        there = self._there.get(portion.number + 1)
-        if portion.buffer is None:
-            assert there is not None
+    def _sent_part(self, upload: Upload, portion: Portion, checkpoint: Checkpoint) -> tuple[int, int] | None:
+        """The part's CRC and size, once the destination has it; None where it has another that cannot be replaced, as parts only ascend there."""
+        there, buffer = self._there.get(portion.number + 1), portion.buffer
+        if there is not None and (buffer is None or there.crc64 == crc64(buffer.view)):
             with self._changed:
                 self.resumed += there.size
             return there.crc64, there.size
-        view = portion.buffer.view
-        if there is not None and there.crc64 == crc64(view):
-            with self._changed:
-                self.resumed += there.size
-            return there.crc64, there.size
-        made = upload.part(portion.number + 1, view, pace=lambda _size: checkpoint(0))
+        if there is not None and not upload.concurrent:
+            return None
+        assert buffer is not None  # only what is there is left out
+        made = upload.part(portion.number + 1, buffer.view, pace=lambda _size: checkpoint(0))
         return made.crc64, made.size
+
+    def _refuse(self) -> None:
+        self.abort()
+        with self._changed:
+            self.wrong, self.resumed = True, 0
+            self._changed.notify_all()
 
     def _agrees(self) -> bool:
         """Whether what was hashed is what the hub states. Where one of both is missing, nothing speaks against it."""
