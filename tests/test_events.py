@@ -130,6 +130,7 @@ PULLED = PullSummary(
     files=163,
     total=int(688.6 * GIB),
     pulled=int(688.6 * GIB),
+    landed=739_462_057_984,
     resumed=0,
     already=0,
     read_back=0,
@@ -256,7 +257,13 @@ SAMPLES: dict[str, Event] = {
     "pull-directory": replace(PULLED, source=AWKWARD, revision="", dest="/mnt/nas/r1", verified="crc64"),
     "pull-branch": replace(PULLED, revision="master"),
     "pull-unfinished": replace(
-        PULLED, complete=False, reason="run it again to go on", pulled=60 * GIB, resumed=3 * GIB, already=GIB
+        PULLED,
+        complete=False,
+        reason="run it again to go on",
+        pulled=62 * GIB,
+        landed=63 * GIB,
+        resumed=3 * GIB,
+        already=GIB,
     ),
     "pull-forecast": WOULD_PULL,
     "pull-forecast-bare": replace(

@@ -59,7 +59,8 @@ class PullForecast(Event):
 class PullSummary(Event):
     """How a pull ended. Sizes in bytes, times in seconds.
 
-    `revision` is the commit. `pulled` bytes came from the hub in this run, `resumed` were in unfinished uploads, `already` in finished files,
+    `revision` is the commit. `pulled` bytes came from the hub in this run; `landed` are at the destination now, of which `resumed` were in unfinished
+    uploads before; `already` were in finished files,
     `read_back` were read from the destination to prove them. `verified` is ``sha256``, ``crc64``, or empty where nothing was; `unproven` counts
     files for which the hub states no checksum. `retried` requests were made again, `replaced` connections were dropped because
     they were slow, `mended` files had the wrong checksum at first, `removed` files are no longer in the revision, `left_out` ones were not wanted.
@@ -76,6 +77,7 @@ class PullSummary(Event):
     files: int
     total: int
     pulled: int
+    landed: int
     resumed: int
     already: int
     read_back: int
@@ -95,7 +97,7 @@ class PullSummary(Event):
     def text(self) -> str:
         """One self-contained line."""
         if not self.complete:
-            done = format_size(min(self.total, self.pulled + self.resumed + self.already))
+            done = format_size(min(self.total, self.landed + self.already))
             return f"not pulled: {done} of {format_size(self.total)} are in {shown(self.dest)}, {self.reason}"
         source, dest = _named(self.source, self.revision), shown(self.dest)
         parts = [f"pulled: {format_size(self.total)} in {count(self.files, 'file')} from {source} to {dest}"]

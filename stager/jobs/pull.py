@@ -304,6 +304,7 @@ class Pull:
             files=len(self._files),
             total=sum(one.entry.size for one in self._files),
             pulled=pulled,
+            landed=transfer.landed if transfer else 0,
             resumed=transfer.resumed if transfer else 0,
             already=self._already,
             read_back=self._evidence.read_back if self._evidence else 0,
