@@ -157,7 +157,6 @@ WOULD_PULL = PullForecast(
     present=GIB,
     to_pull=63 * GIB,
     resumable=2,
-    part_bytes=3 * GIB,
     left_out=(("pytorch_model.bin", "a PyTorch copy of the safetensors"), (AWKWARD, "a picture or a video")),
     removes=(AWKWARD,),
     verdict="a run would begin",
@@ -267,7 +266,7 @@ SAMPLES: dict[str, Event] = {
     ),
     "pull-forecast": WOULD_PULL,
     "pull-forecast-bare": replace(
-        WOULD_PULL, present=0, to_pull=64 * GIB, resumable=0, part_bytes=0, left_out=(), removes=()
+        WOULD_PULL, present=0, to_pull=64 * GIB, resumable=0, left_out=(), removes=()
     ),
     "pull-forecast-many": replace(WOULD_PULL, removes=tuple(f"{i}.bin" for i in range(22)), left_out=()),
     "verify": VERIFIED,

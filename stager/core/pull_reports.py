@@ -17,9 +17,9 @@ _COMMIT = re.compile("[0-9a-f]{40,64}")
 class PullForecast(Event):
     """What a pull would do. Sizes in bytes.
 
-    `files` and `total` are those of the revision that are wanted, `present` the bytes that are at the destination and proven, `to_pull` the rest,
-    `part_bytes` of it those that `resumable` unfinished uploads claim to hold. `left_out` are paths of the hub's that are not
-    wanted and why, `removes` names that ``--mirror`` would remove. `verdict` says whether a run would begin.
+    `files` and `total` are those of the revision that are wanted, `present` the bytes that are at the destination and proven, `to_pull` the rest;
+    `resumable` counts unfinished uploads that hold some of it. `left_out` are paths of the hub's that are not wanted and why, `removes` names that
+    ``--mirror`` would remove. `verdict` says whether a run would begin.
     """
 
     type: ClassVar[str] = "pull_forecast"
@@ -32,7 +32,6 @@ class PullForecast(Event):
     present: int
     to_pull: int
     resumable: int
-    part_bytes: int
     left_out: tuple[tuple[str, str], ...]
     removes: tuple[str, ...]
     verdict: str
@@ -41,7 +40,7 @@ class PullForecast(Event):
         """A few lines in columns."""
         there = f", {format_size(self.present)} of it already there" if self.present else ""
         uploads = count(self.resumable, "unfinished upload")
-        parts = f", {format_size(self.part_bytes)} of it in {uploads}" if self.resumable else ""
+        parts = f", {uploads} to go on with" if self.resumable else ""
         return "\n".join(
             [
                 f"source  {_named(self.source, self.revision)}",

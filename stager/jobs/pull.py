@@ -101,7 +101,6 @@ class Pull:
                 present=sum(files[index].entry.size for index in standing.proven),
                 to_pull=sum(files[index].entry.size for index in missing),
                 resumable=len(unfinished),
-                part_bytes=0,
                 left_out=tuple(self._left_out),
                 removes=standing.obsolete if options.mirror else (),
                 verdict="a run would begin" if missing else "all is there",
