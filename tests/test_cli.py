@@ -14,7 +14,7 @@ import stager
 from tests.harness import MIB, ROOT, Box, command, environment
 
 GOLDEN = ROOT / "tests" / "golden" / "cli"
-VERBS = ("fetch", "warm", "check", "ls", "status", "run", "ready", "wait", "evict")
+VERBS = ("pull", "fetch", "warm", "check", "verify", "ls", "status", "run", "ready", "wait", "evict")
 
 
 def help_of(*words: str) -> str:

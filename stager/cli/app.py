@@ -16,9 +16,11 @@ from stager.core.errors import StagerError, UsageError
 from stager.core.events import Failure
 
 _COMMANDS = {
+    "pull": "Bring a model from a hub into OSS or a folder, streamed, and prove every byte.",
     "fetch": "Download a model from OSS into a folder, prove every byte, and leave it warm.",
     "warm": "Read model files into the page cache, prove it, and open the gate.",
     "check": "Say what a run would do and how it would end, here or in a store; change nothing.",
+    "verify": "Read a model where it lies, and hold every byte against its manifest.",
     "ls": "List a model in a store: sizes, completeness, manifest.",
     "status": "Show what is resident now, file by file, and how that is known.",
     "run": "Warm, or fetch and warm, then become the engine.",
@@ -49,10 +51,11 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="stager", message="%(prog)s %(version)s")
 def _stager() -> None:
-    """Model files from OSS onto this node and into the page cache, verified, before the engine starts.
+    """Model files from the hub into OSS, from OSS onto this node, and into the page cache, verified, before the engine starts.
 
     \b
     Examples:
+      stager pull owner/r1 oss://bucket/models/r1        from ModelScope into OSS, streamed, proven
       stager fetch oss://bucket/models/r1 /models/r1     download it, prove it, leave it warm
       stager check /models/r1                            will it fit, will it stay, is it whole?
       stager warm /models/r1 -P 16                       read it into memory, write the ready marker

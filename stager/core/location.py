@@ -67,6 +67,12 @@ class Location:
             return Location(self.scheme, self.bucket, above)
         return Location(self.scheme, "", str(PurePosixPath(self.prefix).parent))
 
+    def below(self, name: str) -> Location:
+        """The folder `name` in it."""
+        if self.scheme is Scheme.OSS:
+            return Location(self.scheme, self.bucket, f"{self.prefix}/{name}".lstrip("/"))
+        return Location(self.scheme, "", str(PurePosixPath(self.prefix) / name))
+
 
 def is_remote(text: str) -> bool:
     """Whether `text` is meant as a store's address and not as a path: it has a scheme."""
