@@ -135,8 +135,6 @@ class Tenure:
         label = f"asking for the lease of {shown(self._store.root)}"
         for _ in range(_ATTEMPTS):
             found = await runtime.in_thread(label, partial(self._look, self._store))
-            if self._is_ours(found):  # the answer that said so was lost
-                return None
             if found is not None and found.live:
                 return found
             if not await runtime.in_thread(label, partial(self._take, found)):
@@ -150,10 +148,7 @@ class Tenure:
         raise RemoteError(f"`{PATH}` in `{shown(self._store.root)}` comes and goes: nobody can hold it")
 
     def _is_ours(self, found: _Holder | None) -> bool:
-        if found is None or found.token != self._lease.token:
-            return False
-        self._renewed = self._renewed or time.monotonic() - (found.age or 0.0)
-        return True
+        return found is not None and found.token == self._lease.token
 
     def _look(self, store: Store) -> _Holder | None:
         """The lease that is there. Blocks. Raises as the store does."""
