@@ -607,3 +607,64 @@ def test_threads_partition_the_spans(
         read.assert_partition(spans)
     else:
         assert lanes.stopped == "random"
+
+
+# Whole spans: for whoever has memory or an order that goes with each
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 300 * MIB), min_size=1, max_size=8),
+    st.lists(st.sampled_from(["next", "next", "take", "put_back", "rejoin", "complete"]), max_size=60),
+)
+def test_whole_spans_are_handed_out_once_and_never_cut(lengths: list[int], steps: list[str]) -> None:
+    spans = [Span(index, 64 * MIB, length) for index, length in enumerate(lengths)]
+    supply = Supply(spans, MIB, whole=True)
+    held: list[Lease] = []
+    handed: list[Span] = []
+    for step in [*steps, *(["next"] * len(spans))]:
+        if step == "next":
+            assert supply.work_for_more(split=False) is (len(handed) < len(spans))
+            if (lease := supply.next(split=True)) is not None:
+                held.append(lease)
+                handed.append(lease.span)
+        elif step == "rejoin":
+            supply.rejoin()
+        elif held and step == "take":
+            held[-1].advance(held[-1].take(16 * MIB))
+        elif held and step == "put_back":
+            supply.put_back(held[-1])
+        elif held and step == "complete":
+            supply.complete(held.pop(0))
+        assert all(lease.end == lease.span.end for lease in held)
+    assert handed == spans
+    for lease in held:
+        supply.complete(lease)
+    assert supply.next(split=True) is None
+    assert supply.finished == frozenset(range(len(spans)))
+
+
+def test_a_lane_that_is_retired_ends_the_whole_span_that_it_has() -> None:
+    spans = [Span(index, 0, 64 * MIB) for index in range(40)]
+    many, few = Decision(6, split=True), Decision(1, split=True)
+    controller = Scripted([many, few, few, many])
+    read: list[tuple[Span, int]] = []
+    lock = threading.Lock()
+
+    def reading(lease: Lease, kit: Bench, checkpoint: Checkpoint) -> None:
+        done = 0
+        while size := lease.take(8 * MIB):
+            while len(controller.left) > 1:  # until all but one were retired with most of their spans to go
+                time.sleep(0.01)
+            time.sleep(0.002)
+            lease.advance(size)
+            checkpoint(size)
+            done += size
+        with lock:
+            read.append((lease.span, done))
+
+    lanes = Lanes(spans, read=reading, kit=Bench, controller=controller, min_piece=8 * MIB, whole=True)
+    run(lanes)
+    assert sorted(read, key=lambda one: one[0].index) == [(span, span.length) for span in spans]
+    assert lanes.finished == frozenset(range(40))
+    assert Bench.made > 6  # they were really retired, and others begun
