@@ -35,6 +35,7 @@ class Ledger:
         self._snapshot = snapshot
         self._files = {one.entry.path: one for one in files}
         self._before = standing.manifest
+        self._begun = False
         self._rows = standing.manifest.rows() if standing.manifest is not None else {}
         self._kept = self._rows_to_keep(standing)
 
@@ -64,12 +65,13 @@ class Ledger:
     def begin(self, unproven: Iterable[str]) -> None:
         """Say that the model is being changed: from now on nobody takes it for one. `unproven` paths are to be read back before they count."""
         promised = {path: self.entry(file, None) for path, file in self._files.items()}
+        self._begun = True
         self._write(self._manifest(UPDATING, promised, unproven))
 
     def conclude(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
         """Say that the model is whole; `entries` are all files of the pull, by path. Whether that had to be written."""
         manifest = self._manifest(COMPLETE, entries, unproven)
-        if manifest == self._before:
+        if manifest == self._before and not self._begun:
             return False
         self._write(manifest)
         return True
