@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 
 from tests.fetchbed import names_in
 from tests.harness import MIB, Box, Done, Running
+from tests.hublab.faults import Fault as HubFault
 from tests.hublab.fixtures import HubLab
 from tests.hublab.repos import Given, Repo
 from tests.osslab import checksum
+from tests.osslab.faults import Fault as StoreFault
 from tests.osslab.fixtures import Oss
 from tests.osslab.keys import AccessKey
 from tests.osslab.log import Record
@@ -41,13 +45,20 @@ _WRITES = frozenset(
 )
 
 
+def weights(size: int, name: str = "w") -> bytes:
+    """A safetensors file of `size` bytes with one tensor of random bytes."""
+    room = size - 8 - 104
+    header = json.dumps({name: {"dtype": "U8", "shape": [room], "data_offsets": [0, room]}}).ljust(104)
+    return len(header).to_bytes(8, "little") + header.encode() + os.urandom(room)
+
+
 def small_model() -> dict[str, bytes]:
     """Files of a model of some megabytes, none of which is sent in parts. Those below 1 MiB are not at the CDN."""
     return {
         "config.json": b'{"architectures": ["Tiny"], "model_type": "tiny"}\n',
         "tokenizer.json": os.urandom(5000),
-        "model-00001-of-00002.safetensors": os.urandom(3 * MIB + 11),
-        "model-00002-of-00002.safetensors": os.urandom(2 * MIB),
+        "model-00001-of-00002.safetensors": weights(3 * MIB + 11, "a"),
+        "model-00002-of-00002.safetensors": weights(2 * MIB, "b"),
         "extra/notes.txt": b"notes\n",
         "extra/empty.txt": b"",
     }
@@ -74,6 +85,41 @@ def row_of(path: str, data: bytes) -> dict[str, Any]:
 def rows_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of a manifest by path."""
     return {row["path"]: row for row in manifest["files"]}
+
+
+class _Held:
+    """Holds back an answer until it is released, half a minute at most: shorter than that is no test's patience."""
+
+    def __init__(self, **given: Any) -> None:
+        self._struck, self._released = threading.Event(), threading.Event()
+        super().__init__("hang", **given)
+
+    @property
+    def seconds(self) -> float:
+        """For the server, which asks before it sleeps: nothing, once it may go on."""
+        self._struck.set()
+        self._released.wait(30)
+        return 0.0
+
+    @seconds.setter
+    def seconds(self, _: float) -> None:
+        pass
+
+    def reached(self) -> None:
+        """Wait until a request is held back."""
+        assert self._struck.wait(20), "nobody has asked for what is held back"
+
+    def release(self) -> None:
+        """Let it go."""
+        self._released.set()
+
+
+class HubGate(_Held, HubFault):
+    """A request to the hub that waits for its answer."""
+
+
+class StoreGate(_Held, StoreFault):
+    """A request to the store that waits for its answer."""
 
 
 class PullBed:
@@ -137,6 +183,26 @@ class PullBed:
     def run(self, *words: str, seconds: float = 60.0, **options: Any) -> Done:
         """Another command of stager's with the same environment."""
         return self.box.run(*words, env=self.env(**options), seconds=seconds)
+
+    @contextmanager
+    def held(self, **given: Any) -> Iterator[HubGate]:
+        """One answer of the hub is held back meanwhile; ``gate.reached()`` waits until somebody waits for it."""
+        gate = HubGate(**given)
+        self.hub.faults.add(gate)
+        try:
+            yield gate
+        finally:
+            gate.release()
+
+    @contextmanager
+    def held_at_store(self, **given: Any) -> Iterator[StoreGate]:
+        """One answer of the store is held back meanwhile."""
+        gate = StoreGate(**given)
+        self.oss.faults.add(gate)
+        try:
+            yield gate
+        finally:
+            gate.release()
 
     # the judges
 

@@ -1,0 +1,433 @@
+"""``stager pull`` end to end: from the look-alike hubs into the look-alike store, as processes.
+
+What goes wrong on the way, what is killed, and mounts have suites of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from stager import __version__
+from tests.fetchbed import same
+from tests.harness import MIB, Running, until
+from tests.pullbed import (
+    LEASE,
+    MANIFEST,
+    PART,
+    PullBed,
+    contents,
+    files_in,
+    refusal,
+    row_of,
+    rows_of,
+    weights,
+)
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def mine(bed: PullBed) -> str:
+    """The line that names the model's commit."""
+    return bed.repo.branches["master"]
+
+
+# From beginning to end
+
+
+def test_a_pull_and_what_it_leaves(pullbed: PullBed) -> None:
+    before = time.time()
+    found = pullbed.good()
+    pullbed.complete()
+    files = contents(pullbed.repo)
+    total = sum(map(len, files.values()))
+    assert (found["files"], found["total"], found["pulled"]) == (len(files), total, total)
+    assert (found["source"], found["revision"]) == ("ms://acme/tiny", pullbed.repo.branches["master"])
+    assert (found["already"], found["read_back"], found["verified"]) == (0, 0, "sha256")
+    manifest = pullbed.manifest()
+    assert (manifest["source"], manifest["revision"]) == (found["source"], found["revision"])
+    assert before <= manifest["time"] <= time.time()
+    assert manifest["stager"] == __version__
+    assert "unproven" not in manifest
+    for path, row in rows_of(manifest).items():
+        assert pullbed.oss.bucket.objects[pullbed.prefix + path].metadata["sha256"] == row["sha256"]
+    # Marked before the first byte of the model, and again after the last.
+    order = [
+        one.key.removeprefix(pullbed.prefix) for one in pullbed.written() if one.operation == "PutObject"
+    ]
+    model = [at for at, path in enumerate(order) if path in files]
+    assert [at for at, path in enumerate(order) if path == MANIFEST] == [model[0] - 1, model[-1] + 1]
+
+    pullbed.forget()
+    done = pullbed.pull()  # a second one finds all there, and does not even take the lease
+    assert done.code == 0
+    assert done.err == ""
+    assert "nothing pulled, all there, verified by sha256" in done.out
+    assert pullbed.written() == []
+    assert pullbed.oss.bytes_sent("*.safetensors") == 0
+    assert pullbed.hub.bytes_sent() == 0
+
+
+def test_the_name_of_the_model_below_the_usual_destination(pullbed: PullBed) -> None:
+    pullbed.dest = None
+    pullbed.good(env={"STAGER_DEST": pullbed.oss.url("m")})
+    pullbed.complete()
+    folder = pullbed.box.path("models")
+    pullbed.good("--include", "*.json", env={"STAGER_DEST": folder})
+    assert sorted(os.listdir(os.path.join(folder, "tiny"))) == [".stager", "config.json", "tokenizer.json"]
+
+
+def test_a_dry_run_writes_nothing(pullbed: PullBed) -> None:
+    done = pullbed.pull("--json", "--dry-run", "--exclude", "*.txt")
+    assert done.code == 0, str(done)
+    found = done.event("pull_forecast")
+    files = {path: data for path, data in contents(pullbed.repo).items() if not path.endswith(".txt")}
+    assert (found["files"], found["to_pull"]) == (len(files), sum(map(len, files.values())))
+    assert [path for path, _ in found["left_out"]] == ["extra/empty.txt", "extra/notes.txt"]
+    assert found["verdict"] == "a run would begin"
+    assert pullbed.written() == []
+    assert pullbed.hub.bytes_sent() == 0
+    assert pullbed.oss.names() == []
+    pullbed.dest = pullbed.dir
+    assert pullbed.pull("--dry-run").code == 0
+    assert not os.path.exists(pullbed.dir)
+
+
+# Revisions
+
+
+def test_branches_tags_and_commits(pullbed: PullBed) -> None:
+    old = contents(pullbed.repo)
+    first = pullbed.repo.branches["master"]
+    pullbed.repo.tag("v1.0")
+    pullbed.commit({"config.json": b'{"v": 2}', SECOND: os.urandom(2 * MIB), "extra/notes.txt": None})
+    second = pullbed.commit({"tokenizer.json": os.urandom(5000)}, branch="dev", base=first)
+
+    pullbed.source = "acme/tiny@v1.0"
+    assert pullbed.good()["revision"] == first
+    pullbed.complete(old)
+
+    pullbed.source = "ms://acme/tiny"  # the default branch now: what differs is sent, and nothing else
+    pullbed.forget()
+    done = pullbed.pull("--json")
+    assert done.code == 0, str(done)
+    assert pullbed.sent() == ["config.json", SECOND]
+    [note] = [one for one in done.all("note") if one["code"] == "obsolete"]
+    assert "extra/notes.txt" in note["message"]
+    assert "--mirror" in note["hint"]
+    pullbed.complete(besides=["extra/notes.txt"])
+    assert done.event("pull_summary")["removed"] == 0
+
+    pullbed.source = "acme/tiny@dev"
+    pullbed.forget()
+    found = pullbed.good("--mirror")
+    assert found["revision"] == second
+    assert pullbed.sent() == ["config.json", SECOND, "tokenizer.json"]
+    pullbed.complete(contents(pullbed.repo, "dev"))
+
+    pullbed.source = f"acme/tiny@{mine(pullbed)}"
+    pullbed.forget()
+    found = pullbed.good("--mirror")
+    assert found["removed"] == 1
+    assert found["revision"] == mine(pullbed)
+    pullbed.complete()
+
+
+def test_a_branch_that_moves_meanwhile(pullbed: PullBed) -> None:
+    before, commit = contents(pullbed.repo), mine(pullbed)
+    with pullbed.held(key_glob=FIRST, host="cdn") as gate:
+        running = pullbed.start("--json", "-P", "1", "--no-adapt")
+        gate.reached()
+        pullbed.commit({path: os.urandom(len(data)) for path, data in before.items()})
+    done = running.finish()
+    assert done.code == 0, str(done)
+    assert done.event("pull_summary")["revision"] == commit
+    pullbed.complete(before)
+    pullbed.good()
+    pullbed.complete()
+
+
+# A folder as the source
+
+
+def fine_tune(folder: str) -> dict[str, bytes]:
+    """A model that was made here; one file is sent in parts."""
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": os.urandom(3 * PART + 5),
+        "deep/er/adapter.safetensors": os.urandom(MIB),
+        "empty": b"",
+    }
+    for path, data in files.items():
+        place = Path(folder, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    return files
+
+
+def test_a_folder_is_gone_on_with_part_by_part(pullbed: PullBed) -> None:
+    folder = pullbed.source = pullbed.box.path("tuned")
+    files = fine_tune(folder)
+    with pullbed.held_at_store(operation="UploadPart", skip=2):
+        running = pullbed.start("-P", "1", "--no-adapt")
+        until(lambda: pullbed.oss.log.count(operation="UploadPart", status=200) == 2, "two parts")
+        running.kill()
+    assert pullbed.unfinished() == ["model.safetensors"]
+    assert pullbed.manifest()["state"] == "updating"
+
+    changed = Path(folder, "model.safetensors")  # meanwhile somebody trains on: one byte of the second part
+    data = bytearray(files["model.safetensors"])
+    data[PART + 1] ^= 1
+    changed.write_bytes(data)
+    files["model.safetensors"] = bytes(data)
+    pullbed.forget()
+    found = pullbed.good()
+    pullbed.complete(files)
+    assert found["resumed"] == PART
+    assert found["read_back"] == 0
+    again = [one.query["partNumber"] for one in pullbed.oss.log.records(operation="UploadPart")]
+    assert sorted(again) == ["2", "3", "4"]
+    assert pullbed.unfinished() == []
+    assert pullbed.manifest()["source"] == folder
+
+    pullbed.forget()
+    assert pullbed.good()["pulled"] == 0  # it reads the folder and compares; nothing is sent
+    assert pullbed.sent() == []
+    Path(folder, "config.json").write_bytes(b"[]")
+    pullbed.good()
+    assert pullbed.sent() == ["config.json"]
+    pullbed.complete({**files, "config.json": b"[]"})
+
+
+# Which files
+
+
+def pulls(bed: PullBed, *runs: tuple[str, ...]) -> list[Any]:
+    """Several pulls side by side, each (name of the model, words...) to a prefix of its own; what each did."""
+    started: list[Running] = []
+    for name, *words in runs:
+        bed.source, bed.dest = name, bed.oss.url(f"{len(started)}")
+        started.append(bed.start(*words))
+    return [one.finish() for one in started]
+
+
+def below(bed: PullBed, prefix: str) -> list[str]:
+    """Names of the model's files below a prefix."""
+    names = [name.removeprefix(f"{prefix}/") for name in bed.oss.names() if name.startswith(f"{prefix}/")]
+    return [name for name in names if not name.startswith(".stager/")]
+
+
+def test_what_an_engine_needs(pullbed: PullBed) -> None:
+    weights = {
+        "config.json": b"{}",
+        "model.safetensors": b"s" * 99,
+        "pytorch_model.bin": b"b" * 99,
+        "a.png": b"p",
+    }
+    pullbed.hub.repo("acme/both").commit({**weights, "original/consolidated.00.pth": b"o"})
+    quants = {f"tiny-{name}.gguf": b"GGUF" + name.encode() for name in ("Q4_K_M", "Q8_0", "BF16")}
+    pullbed.hub.repo("acme/tiny-GGUF").commit({**quants, "mmproj-F16.gguf": b"GGUF", "README.md": b"#"})
+    pipeline = {
+        "model_index.json": b"{}",
+        "unet/config.json": b"{}",
+        "unet/diffusion_pytorch_model.safetensors": b"u",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"h",
+        "unet/diffusion_pytorch_model.bin": b"b",
+        "all-in-one.safetensors": b"a",
+    }
+    pullbed.hub.repo("acme/pipe").commit(pipeline)
+    done = pulls(
+        pullbed,
+        ("acme/both", "--for", "vllm"),
+        ("acme/tiny-GGUF", "--for", "llama.cpp", "--quant", "q4_k_m"),
+        ("acme/pipe", "--for", "diffusers"),
+        ("acme/tiny-GGUF", "--for", "llama.cpp"),
+        ("acme/both", "--for", "vllm", "--include", "*.json", "--include", "*.safetensors", "--exclude", "c*"),
+        ("acme/both", "--include", "*.onnx"),
+    )  # fmt: skip
+    assert [one.code for one in done] == [0, 0, 0, 2, 0, 7], "\n".join(map(str, done))
+    assert below(pullbed, "0") == ["config.json", "model.safetensors"]
+    assert "3 files left out" in done[0].out
+    assert below(pullbed, "1") == ["README.md", "mmproj-F16.gguf", "tiny-Q4_K_M.gguf"]
+    assert below(pullbed, "2") == [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    assert below(pullbed, "4") == ["model.safetensors"]
+    several = refusal(done[3], 2)
+    assert "Q4_K_M" in several
+    assert "Q8_0" in several
+    assert "--quant" in several
+    assert "--include" in refusal(done[5], 7)
+    assert not [name for name in pullbed.oss.names() if name.startswith(("3/", "5/"))]
+
+
+# What is there already
+
+
+def test_a_part_of_the_model_does_not_forget_the_rest(pullbed: PullBed) -> None:
+    pullbed.good("--include", "*.safetensors")
+    assert sorted(rows_of(pullbed.manifest())) == [FIRST, SECOND]
+    pullbed.good()
+    pullbed.complete()
+    pullbed.forget()
+    pullbed.good("--include", "*.json", "--restart")
+    assert pullbed.sent() == ["config.json", "tokenizer.json"]
+    pullbed.complete()
+
+
+def test_what_is_gone_or_damaged_is_brought_again(pullbed: PullBed) -> None:
+    pullbed.good()
+    pullbed.oss.remove(pullbed.prefix + "extra/notes.txt")
+    pullbed.oss.put(pullbed.prefix + FIRST, b"?" * (3 * MIB + 11))
+    pullbed.forget()
+    pullbed.good()
+    assert pullbed.sent() == ["extra/notes.txt", FIRST]
+    pullbed.complete()  # though the manifest says just what it said before
+    pullbed.oss.put(pullbed.prefix + MANIFEST, b"{")
+    pullbed.forget()
+    found = pullbed.good()
+    assert pullbed.sent() == []
+    assert found["read_back"] == found["total"]
+    pullbed.complete()
+
+
+def test_what_another_tool_has_put_there(pullbed: PullBed) -> None:
+    files = contents(pullbed.repo)
+    for path in (FIRST, "tokenizer.json", "extra/notes.txt"):
+        pullbed.oss.put(pullbed.prefix + path, files[path])
+    pullbed.oss.put(pullbed.prefix + SECOND, os.urandom(2 * MIB))  # the right size, and another content
+    pullbed.oss.put(pullbed.prefix + "config.json", b"{}")
+    found = pullbed.good()
+    assert pullbed.sent() == ["config.json", "extra/empty.txt", SECOND]
+    assert found["already"] == sum(len(files[path]) for path in (FIRST, "tokenizer.json", "extra/notes.txt"))
+    assert found["read_back"] == found["already"] + len(files[SECOND])
+    pullbed.complete()
+
+
+def test_what_counts_as_there(pullbed: PullBed) -> None:
+    files = contents(pullbed.repo)
+    for prefix in ("0/", "1/"):
+        pullbed.oss.put(prefix + FIRST, files[FIRST])
+        pullbed.oss.put(prefix + SECOND, b"!" * len(files[SECOND]))
+    done = pulls(pullbed, ("acme/tiny", "--verify", "none"), ("acme/tiny", "--verify", "crc"))
+    assert [one.code for one in done] == [0, 0], "\n".join(map(str, done))
+    assert pullbed.oss.get(f"0/{SECOND}") == b"!" * len(files[SECOND])  # its size is right
+    assert "not verified" in done[0].out
+    assert pullbed.oss.get(f"1/{SECOND}") == files[SECOND]
+    assert "verified by crc64" in done[1].out
+    assert not pullbed.oss.log.count(operation="GetObject", key="*.safetensors")
+    told = json.loads(pullbed.oss.get(f"1/{MANIFEST}"))
+    assert rows_of(told) == {path: row_of(path, data) for path, data in files.items()}
+    assert sorted(told["unproven"]) == sorted(files)
+
+    pullbed.dest = pullbed.oss.url("0")  # and whoever wants it proven gets it proven, and mended
+    pullbed.prefix = "0/"
+    pullbed.forget()
+    found = pullbed.good()
+    assert pullbed.sent() == [SECOND]
+    assert found["read_back"] == found["total"]
+    pullbed.complete()
+
+
+def test_another_model_lies_there(pullbed: PullBed) -> None:
+    pullbed.good("--include", "*.json")
+    other = pullbed.hub.repo("acme/other")
+    other.commit({"config.json": b"other", "x.safetensors": b"x"})
+    pullbed.source = "acme/other"
+    pullbed.forget()
+    told = pullbed.refused(2)
+    assert "ms://acme/tiny" in told
+    assert "--mirror" in told
+    assert pullbed.written() == []
+    pullbed.good("--mirror")
+    pullbed.complete(contents(other))
+
+
+# While it is under way
+
+
+def test_two_at_once(pullbed: PullBed) -> None:
+    with pullbed.held(key_glob=FIRST, host="cdn") as gate:
+        first = pullbed.start("--json")
+        gate.reached()
+        told = pullbed.refused(5)
+        assert f"pid {first.pid}" in told
+        assert os.uname().nodename in told
+        assert "--wait" in told
+        waiting = pullbed.start("--wait")
+        waiting.await_text(f"waiting for another pull.*pid {first.pid}")
+    assert first.finish().code == 0
+    done = waiting.finish()
+    assert done.code == 0, str(done)
+    assert "nothing pulled, all there" in done.out
+    pullbed.complete()
+
+
+def test_nobody_takes_what_is_being_updated(pullbed: PullBed) -> None:
+    pullbed.good()
+    into = pullbed.box.path("fetched")
+    pullbed.commit({SECOND: weights(2 * MIB, "b")})
+    with pullbed.held(key_glob=SECOND, host="cdn") as gate:
+        running = pullbed.start()
+        gate.reached()
+        assert pullbed.manifest()["state"] == "updating"
+        assert pullbed.prefix + LEASE in pullbed.oss.names()
+        others = [
+            pullbed.box.start(*words, env=pullbed.env())
+            for words in (
+                ("fetch", pullbed.url, into, "--keep-free", "0"),
+                ("check", pullbed.url),
+                ("ls", pullbed.url),
+                ("verify", pullbed.url),
+            )
+        ]
+        fetch, check, ls, verify = (one.finish() for one in others)
+        assert "being updated" in refusal(fetch, 8)
+        assert check.code == 8, str(check)
+        assert "a writer is at it, its manifest says `updating`" in check.out, str(check)
+        assert "being updated" in refusal(verify, 8)
+        assert ls.code == 0, str(ls)
+        assert "updating" in ls.out
+    assert running.finish().code == 0
+    pullbed.complete()
+
+
+# What is made of it
+
+
+def test_a_pulled_model_is_fetched_and_warmed(pullbed: PullBed) -> None:
+    pullbed.good()
+    into = pullbed.box.path("fetched")
+    done = pullbed.run("fetch", pullbed.url, into, "--keep-free", "0", "--verify", "sha256")
+    assert done.code == 0, str(done)
+    pullbed.source = into  # back from there: the same files, told by their own names
+    assert sorted(os.listdir(into)) == sorted(
+        [".stager", "config.json", "extra", FIRST, SECOND, "tokenizer.json"]
+    )
+
+
+def test_into_a_folder_that_is_warmed(pullbed: PullBed) -> None:
+    source = pullbed.box.model()
+    pullbed.hub.serve_folder(source, "acme/real")
+    pullbed.source, pullbed.dest = "acme/real", pullbed.dir
+    with pullbed.held(key_glob="*.safetensors", host="cdn") as gate:
+        running = pullbed.start("--json")
+        gate.reached()
+        told = refusal(pullbed.run("warm", pullbed.dir), 8)
+        assert "updat" in told or "another program" in told
+        gate.release()
+        assert running.finish().code == 0
+    same(pullbed.dir, source)
+    pullbed.complete_folder(contents(pullbed.hub.repos["acme/real"]))
+    done = pullbed.box.warm(pullbed.dir)
+    assert done.code == 0, str(done)
+    assert done.summary["state"] == "ready"
+    assert pullbed.box.ready()
+    pullbed.forget()
+    assert pullbed.good()["pulled"] == 0
+    assert pullbed.hub.bytes_sent() == 0
