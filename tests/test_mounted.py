@@ -326,6 +326,35 @@ def test_what_cannot_be_gone_on_with_is_written_anew(
     assert (behind / "a").read_bytes() == other
 
 
+@pytest.mark.parametrize(("there", "shorter"), [(PART_SIZE + 9, False), (PART_SIZE + 9, True), (SIZE, True)])
+def test_what_changes_while_it_is_looked_at_is_written_anew(
+    plain: DirectoryStore, behind: Path, monkeypatch: pytest.MonkeyPatch, there: int, shorter: bool
+) -> None:
+    (behind / "a").write_bytes(CONTENT[:there])
+    read, opened = os.preadv, os.open
+
+    def shortened(fd: int, buffers: Any, offset: int) -> int:
+        if shorter:
+            os.truncate(behind / "a", PART_SIZE - 1)
+        return read(fd, buffers, offset)
+
+    def lengthened(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_APPEND and not shorter:
+            with open(behind / "a", "ab") as file:
+                file.write(b"x")
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "preadv", shortened)
+    monkeypatch.setattr(os, "open", lengthened)
+    upload = plain.upload("a", SIZE, resume=True)
+    monkeypatch.undo()
+    assert upload.parts == ()
+    for number, data in slices(CONTENT):
+        upload.part(number, data)
+    upload.complete()
+    assert (behind / "a").read_bytes() == CONTENT
+
+
 def test_a_part_that_its_pace_ended_goes_on_where_it_was(plain: DirectoryStore, behind: Path) -> None:
     upload = plain.upload("a", SIZE)
     assert not upload.concurrent
