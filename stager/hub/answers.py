@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from contextlib import suppress
 from urllib.parse import quote, urljoin, urlsplit
 
 from stager.core.errors import ObjectChanged, RemoteError
@@ -58,13 +59,13 @@ def redirected(url: str, response: http.client.HTTPResponse, subject: str) -> st
         raw = location.encode("latin-1")  # as http.client decodes headers
     except UnicodeEncodeError:
         raw = location.encode("utf-8", "surrogateescape")
-    there = urljoin(url, quote(raw, safe=_SENT_AS_IS))
-    try:
+    there, usable = "", False
+    with suppress(ValueError):
+        there = urljoin(url, quote(raw, safe=_SENT_AS_IS))
         parts = urlsplit(there)
-        usable = bool(location and parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or parts.username is not None:
+        plain = parts.scheme in ("http", "https") and parts.port != 0 and parts.username is None
+        usable = plain and bool(location and parts.hostname)
+    if not usable:
         raise RemoteError(f"{subject}: a redirect that leads nowhere (HTTP {response.status})")
     return there.partition("#")[0]
 

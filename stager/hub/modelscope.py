@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import threading
 import uuid
 import warnings
@@ -278,7 +279,6 @@ def _set_up() -> Iterator[None]:
 
 def _opened(timeout: float) -> tuple[Any, Any]:
     """The SDK's client and its configuration, read from the environment now."""
-    from modelscope.hub.api import HubApi  # type: ignore[import-untyped]
     from modelscope_hub.config import HubConfig, get_default_config, set_default_config
 
     class Unwritten(HubConfig):
@@ -295,11 +295,14 @@ def _opened(timeout: float) -> tuple[Any, Any]:
             except Exception:  # it is a pickle: anything can come out of it
                 return None
 
-    before = get_default_config()
-    # What was made of variables that only modelscope knows is kept; endpoint and token are those of now.
-    config = Unwritten(cache_dir=before.cache_dir, config_dir=before.config_dir)
+    if "modelscope" not in sys.modules:
+        set_default_config(
+            Unwritten()
+        )  # what its import would make of a login that cannot be read is an exception
+    from modelscope.hub.api import HubApi  # type: ignore[import-untyped]
+
+    # The import may have moved the folders, by variables that only modelscope knows. Endpoint and token are those of now.
+    found = get_default_config()
+    config = Unwritten(cache_dir=found.cache_dir, config_dir=found.config_dir)
     set_default_config(config)
-    try:
-        return HubApi(timeout=max(1, round(timeout)), max_retries=0), config
-    finally:
-        set_default_config(before)
+    return HubApi(timeout=max(1, round(timeout)), max_retries=0), config
