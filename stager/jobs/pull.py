@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.engines import choose
-from stager.core.errors import DeadlineExceeded, NotFound, StagerError, UsageError
+from stager.core.errors import AccessDenied, DeadlineExceeded, NotFound, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.location import Scheme
 from stager.core.pull_reports import PullForecast, PullSummary
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from stager.hub.base import Hub, HubFile, Snapshot
     from stager.jobs.options import PullOptions
 
+_NEEDED = (
+    "a pull must be allowed oss:ListObjects, oss:GetObject, oss:PutObject, oss:DeleteObject, "
+    "oss:ListMultipartUploads, oss:ListParts and oss:AbortMultipartUpload there"
+)
 _TOLD = 5  # retries that are told one by one; all are counted
 
 
@@ -69,7 +74,7 @@ class Pull:
     async def run(self) -> int:
         """Pull; 0. Raises `StagerError` when the destination does not have it all in the end."""
         try:
-            with runtime.deadline(self._options.timeout) as expired:
+            with self._explained(), runtime.deadline(self._options.timeout) as expired:
                 async with watched(self._options.stall_timeout, self._reporter):
                     await self._pull()
             if expired():
@@ -86,7 +91,8 @@ class Pull:
 
     async def forecast(self) -> int:
         """Say what `run` would do; 0. Writes nothing."""
-        standing = await self._survey()
+        with self._explained():
+            standing = await self._survey()
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
         unfinished = standing.resumable & await self._unfinished()
@@ -274,6 +280,18 @@ class Pull:
         return frozenset(one.name for one in begun)
 
     # What is said
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Where a bucket denies access, say what a pull needs, and whose credentials were used."""
+        try:
+            yield
+        except AccessDenied as error:
+            if error.slug == AccessDenied.slug and "`oss://" in error.message:
+                whose = credentials_of(self._store)
+                hints = (error.hint or _NEEDED, f"the credentials are from: {whose}" if whose else "")
+                error.hint = "; ".join(filter(None, hints))
+            raise
 
     def _tell_retry(self, doing: str, error: Exception) -> None:
         """From any thread: something is tried again."""
