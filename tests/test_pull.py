@@ -13,14 +13,13 @@ from typing import Any
 
 from stager import __version__
 from tests.fetchbed import same
-from tests.harness import MIB, Running, until
+from tests.harness import MIB, Done, Running, until
 from tests.pullbed import (
     LEASE,
     MANIFEST,
     PART,
     PullBed,
     contents,
-    files_in,
     refusal,
     row_of,
     rows_of,
@@ -205,12 +204,12 @@ def test_a_folder_is_gone_on_with_part_by_part(pullbed: PullBed) -> None:
 # Which files
 
 
-def pulls(bed: PullBed, *runs: tuple[str, ...]) -> list[Any]:
+def pulls(bed: PullBed, *runs: tuple[str, ...], **options: Any) -> list[Done]:
     """Several pulls side by side, each (name of the model, words...) to a prefix of its own; what each did."""
     started: list[Running] = []
     for name, *words in runs:
         bed.source, bed.dest = name, bed.oss.url(f"{len(started)}")
-        started.append(bed.start(*words))
+        started.append(bed.start(*words, **options))
     return [one.finish() for one in started]
 
 
@@ -431,3 +430,54 @@ def test_into_a_folder_that_is_warmed(pullbed: PullBed) -> None:
     pullbed.forget()
     assert pullbed.good()["pulled"] == 0
     assert pullbed.hub.bytes_sent() == 0
+
+
+# Refusals
+
+
+def test_models_that_may_not_be_read(pullbed: PullBed) -> None:
+    for name in ("private", "gated"):
+        repo = pullbed.hub.repo(f"acme/{name}", private=name == "private", gated=name == "gated")
+        repo.commit({"config.json": b"{}", "w.safetensors": weights(2 * MIB)})
+    pullbed.repo.tag("v1.0")
+    pullbed.repo.tag("v1.1")
+    done = pulls(
+        pullbed,
+        ("acme/private",),
+        ("hf://acme/gated",),
+        ("acme/nothing",),
+        ("acme/tiny@v1",),
+        ("hf://acme/tiny@mein",),
+    )  # fmt: skip
+    private, gated, nothing, revision, branch = map(refusal, done, (6, 6, 7, 7, 7))
+    assert "ms://acme/private: access is denied" in private
+    assert "MODELSCOPE_API_TOKEN" in private
+    assert "hf://acme/gated" in gated
+    assert "HF_TOKEN" in gated
+    assert "ms://acme/nothing does not exist" in nothing
+    assert "`v1.0`" in revision
+    assert "`v1.1`" in revision
+    assert "hf://acme/tiny has no revision `mein`\nhint: there are `main`" in branch
+    assert pullbed.written() == []
+
+    done = pulls(pullbed, ("acme/private",), ("acme/gated",), ("hf://acme/gated",), token=True)
+    assert [one.code for one in done] == [0, 0, 0], "\n".join(map(str, done))
+    [known] = pulls(pullbed, ("acme/gated",), token=pullbed.hub.new_token())
+    assert "the token may not read it" in refusal(known, 6)
+
+
+def test_buckets_that_may_not_be_written(pullbed: PullBed) -> None:
+    started = []
+    for number, denied in enumerate(("put", "list", "put:*/model-00002*", "listuploads", "delete")):
+        pullbed.dest = pullbed.oss.url(f"{number}")
+        started.append(pullbed.start(key=pullbed.oss.keys.new(denied={denied})))
+    pullbed.dest = "oss://nowhere/m"
+    started.append(pullbed.start())
+    *denied, lasting, elsewhere = (one.finish() for one in started)
+    told = [refusal(one, 6) for one in denied]
+    assert all("oss:PutObject" in one and "OSS_ACCESS_KEY_ID" in one for one in told), told
+    assert SECOND in told[2]
+    assert json.loads(pullbed.oss.get(f"2/{MANIFEST}"))["state"] == "updating"
+    assert not [name for name in pullbed.oss.names() if name.startswith(("0/", "1/", "3/"))]
+    assert lasting.code == 0, str(lasting)
+    assert "NoSuchBucket" in refusal(elsewhere, 7)
