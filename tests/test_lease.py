@@ -270,6 +270,13 @@ def test_a_lease_that_cannot_be_read_is_live_while_it_is_fresh(dest: Destination
     assert dest.read() is None
 
 
+def test_what_is_too_long_for_a_lease_is_not_read(oss: Oss, bucket: Destination) -> None:
+    oss.put_zeros(f"r1/{PATH}", 1 << 30)
+    with pytest.raises(Busy):
+        bucket.take()
+    assert oss.bytes_sent() == 0
+
+
 def test_of_many_that_begin_at_once_one_wins(dest: Destination) -> None:
     for dead in (None, stranger().dump()):
         if dead is not None:
@@ -339,6 +346,25 @@ def test_a_slow_taker_deletes_the_lease_of_a_fast_one_and_one_has_it_in_the_end(
     assert dest.lease().token == outcomes[0]._lease.token
 
 
+def test_one_that_came_to_life_meanwhile_is_left_alone(dest: Destination) -> None:
+    """Somebody else has found it dead first, and it is theirs by the time that we want to replace it."""
+    dest.write(stranger().dump())
+    dest.aged(EXPIRY_S + 1)
+    store, looks = dest.store(), []
+    head = store.head
+
+    def looking(name: str) -> StoredObject:
+        looks.append(name)
+        if len(looks) == 2:
+            dest.write(stranger(token="faster", pid=7).dump())
+        return head(name)
+
+    store.head = looking  # type: ignore[method-assign]
+    with pytest.raises(Busy, match="pid 7"):
+        anyio.run(partial(acquire, store, wait=False, reporter=Heard(), pulse=QUICK))
+    assert dest.lease().token == "faster"
+
+
 def test_something_else_in_its_place_is_an_error_and_no_loop(folder: Destination) -> None:
     os.makedirs(os.path.join(folder.url, PATH))
     with pytest.raises(RemoteError, match="nobody can hold it"):
@@ -379,6 +405,10 @@ def test_heartbeats_come_and_end_with_it(oss: Oss, bucket: Destination) -> None:
             while beats(oss) < 5:
                 await anyio.sleep(0.02)
         assert oss.bucket.objects[f"r1/{PATH}"].modified > before
+        slow = oss.faults.add(Fault("hang", operation="HeadObject", seconds=0.3))
+        with anyio.fail_after(10):
+            while not slow.fired:
+                await anyio.sleep(0.005)
         assert runtime.hanging() == [], "they are nobody's business"
         assert runtime.still() == 0
 
@@ -419,7 +449,7 @@ def test_a_lease_that_was_taken_ends_the_holder(dest: Destination) -> None:
         dest.write(stranger().dump())
         await anyio.sleep(20)
 
-    with pytest.raises(RemoteError, match=r"another pull took over .*: node-7, pid 123") as caught:
+    with pytest.raises(RemoteError, match=r"^another pull took over .*: node-7, pid 123") as caught:
         dest.hold(body)
     assert caught.value.exit_code == 5
     assert dest.lease().token == "theirs", "not given back: it is not ours"
@@ -430,7 +460,7 @@ def test_a_lease_that_was_removed_ends_the_holder(dest: Destination) -> None:
         dest.store().delete([PATH])
         await anyio.sleep(20)
 
-    with pytest.raises(RemoteError, match="another pull took over"):
+    with pytest.raises(RemoteError, match="^another pull took over"):
         dest.hold(body)
     assert dest.read() is None, "and is not written again"
 
@@ -479,6 +509,15 @@ def test_what_the_body_raises_comes_out(dest: Destination) -> None:
 
 
 # Giving it back
+
+
+def test_nothing_is_written_after_it_was_given_back(dest: Destination) -> None:
+    """By a heartbeat that was on its way, or a claim that was left behind."""
+    tenure = dest.take()
+    anyio.run(tenure.release)
+    tenure._renew()
+    assert not tenure._take(None)
+    assert dest.read() is None
 
 
 def test_cancelled_it_is_given_back(dest: Destination) -> None:
