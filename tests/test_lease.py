@@ -460,7 +460,7 @@ def test_a_lease_that_was_removed_ends_the_holder(dest: Destination) -> None:
         dest.store().delete([PATH])
         await anyio.sleep(20)
 
-    with pytest.raises(RemoteError, match="^another pull took over"):
+    with pytest.raises(RemoteError, match=r"^another pull took over"):
         dest.hold(body)
     assert dest.read() is None, "and is not written again"
 
