@@ -27,12 +27,13 @@ from stager.core.manifest import PATH, Manifest
 from stager.core.model import FileEntry
 from stager.core.source import Source
 from stager.hub.base import Hub, HubFile
+from stager.hub.directory import DirectoryHub
 from stager.hub.http import Address, HttpReader, Shelf
 from stager.hub.listing import Listed, snapshot
 from stager.hub.modelscope import ModelScopeHub
 from stager.hub.opening import HubOptions, adapter, open_hub
 from stager.net.route import Route
-from stager.store.base import BLOCK
+from stager.store.base import BLOCK, Reader
 from stager.store.opening import StoreOptions
 from tests.harness import ROOT
 from tests.hublab.faults import Fault
@@ -392,16 +393,17 @@ def test_faulty_lists_are_asked_for_again(stocked: HubLab, scheme: str, kind: st
 def test_a_list_that_does_not_come_is_not_waited_for(
     stocked: HubLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stocked.faults.add(Fault("hang", times=1, operation="hf-model", seconds=60))
+    stocked.faults.add(Fault("hang", times=1, operation="hf-model", seconds=20))
     with pytest.raises(RemoteError, match="no answer in time"):
         bare("hf://o/m", read_timeout=0.2).snapshot()
     # Both libraries ask for a list again by themselves.
-    stocked.faults.add(Fault("hang", times=1, operation="hf-tree", seconds=60))
+    stocked.faults.add(Fault("hang", times=1, operation="hf-tree", seconds=20))
     assert len(bare("hf://o/m", read_timeout=0.2).snapshot().files) == 2
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_TIMEOUT_SECONDS", 0.3)
-    stocked.faults.add(Fault("hang", times=1, operation="files", seconds=60))
+    stocked.faults.add(Fault("hang", times=1, operation="files", seconds=20))
     assert len(bare("ms://o/m").snapshot().files) == 2
-    assert stocked.faults.counts["hang"] == 3
+    # Each of those lists was given up once.
+    assert [len(records(stocked, one)) for one in ("hf-tree", "files")] == [2, 3]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -416,10 +418,11 @@ def test_nobody_listens(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("opened", [bare, patient])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_an_interrupt_ends_a_stalled_read(stocked: HubLab, scheme: str) -> None:
+def test_an_interrupt_ends_a_stalled_read(stocked: HubLab, scheme: str, opened: Callable[..., Hub]) -> None:
     stocked.faults.add(Fault("stall", times=None, seconds=60, after_bytes=BLOCK))
-    model = patient(f"{scheme}://o/m", read_timeout=60.0)
+    model = opened(f"{scheme}://o/m", read_timeout=60.0)
     model.snapshot()
     reader, begun, failed = model.reader(), threading.Event(), []
 
@@ -440,6 +443,27 @@ def test_an_interrupt_ends_a_stalled_read(stocked: HubLab, scheme: str) -> None:
     got = bytearray()
     reader.read("small.bin", 0, 5000, got.extend)
     assert bytes(got) == SMALL
+
+
+def test_an_interrupt_ends_a_read_that_has_no_answer_yet(stocked: HubLab) -> None:
+    model = bare("o/m", read_timeout=60.0)
+    model.snapshot()
+    for host, operation in (("hub", "repo"), ("cdn", "cdn")):
+        stocked.faults.add(Fault("hang", host=host, operation=operation, times=1, seconds=60))
+        reader, failed = model.reader(), []
+
+        def run(reader: Reader = reader, failed: list[BaseException] = failed) -> None:
+            try:
+                reader.read("big.bin", 0, len(BIG), pytest.fail)
+            except Exception as exc:
+                failed.append(exc)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        stocked.log.wait(lambda all_, operation=operation: any(one.operation == operation for one in all_))  # type: ignore[misc]
+        reader.interrupt()
+        thread.join(20)
+        assert [type(one) for one in failed] == [Interrupted]
 
 
 # Lists and revisions
@@ -722,6 +746,30 @@ def test_a_folder_that_is_being_written_is_refused(tmp_path: Path) -> None:
         bare(str(tmp_path)).snapshot()
 
 
+@pytest.mark.parametrize("states", [("updating", "complete"), ("complete", "updating")])
+def test_a_folder_that_is_written_while_it_is_listed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: tuple[str, str]
+) -> None:
+    def says(state: str) -> None:
+        manifest = Manifest("ms://o/m", "c", state, (FileEntry("a", 1),))
+        (tmp_path / PATH).write_bytes(manifest.dump(time=0, version="0"))
+
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / PATH).parent.mkdir()
+    says(states[0])
+    model = bare(str(tmp_path))
+    assert isinstance(model, DirectoryHub)
+    real = model._store.list
+
+    def listed(*args: str, **more: str) -> object:
+        says(states[1])
+        return real(*args, **more)
+
+    monkeypatch.setattr(model._store, "list", listed)
+    with pytest.raises(IntegrityError, match="being updated"):
+        model.snapshot()
+
+
 def test_a_file_of_a_folder_that_changes_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"before")
@@ -781,6 +829,10 @@ def test_nothing_is_printed_or_written(stocked: HubLab, tmp_path: Path) -> None:
         done = probe(stocked, "ms://o/m", HOME=home)
         assert (done.stdout, done.stderr) == ("ms://o/m  2 5000\n", "")
     assert list(tmp_path.iterdir()) == []
+    # Of a list that is cut short the SDK has much to say.
+    stocked.repo("o/long").commit({**{f"{at % 4}/{at}": b"" for at in range(3100)}, "small.bin": SMALL})
+    done = probe(stocked, "ms://o/long", HOME=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("ms://o/long  3101 5000\n", "")
     done = probe(stocked, "hf://o/m", HOME="/proc/nowhere")
     assert (done.stdout, done.stderr) == ("hf://o/m  2 5000\n", "")
 
