@@ -21,6 +21,7 @@ pytest_plugins = [
     "tests.osslab.fixtures",
     "tests.hublab.fixtures",
     "tests.fetchbed",
+    "tests.mapped",
     "tests.pullbed",
 ]
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import subprocess
 import sys
 import threading
-import weakref
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stager.engine.buffers import Buffer, Buffers
+from tests.mapped import Mapped
 
 GRAIN = 64 << 10
 MIB = 1 << 20
@@ -31,35 +30,6 @@ def on(_count: int) -> None:
 
 def over(_count: int) -> None:
     raise Over
-
-
-class Mapped:
-    """How much anonymous memory is mapped now, and was at most, by the kernel calls themselves."""
-
-    def __init__(self) -> None:
-        self.now = self.most = self.made = 0
-        self._lock = threading.Lock()
-        self._real = mmap.mmap
-
-    def mmap(self, fd: int, length: int, **options: int) -> mmap.mmap:
-        made = self._real(fd, length, **options)
-        with self._lock:
-            self.made += 1
-            self.now += length
-            self.most = max(self.most, self.now)
-        weakref.finalize(made, self._gone, length)
-        return made
-
-    def _gone(self, length: int) -> None:
-        with self._lock:
-            self.now -= length
-
-
-@pytest.fixture
-def mapped(monkeypatch: pytest.MonkeyPatch) -> Mapped:
-    counted = Mapped()
-    monkeypatch.setattr("stager.engine.buffers.mmap.mmap", counted.mmap)
-    return counted
 
 
 def test_a_view_is_as_long_as_asked_and_may_be_written() -> None:
