@@ -121,9 +121,8 @@ class Memory:
 
     def see(self, pid, connections):
         """One more look at the processes of `pid`."""
-        pids = family(pid)
-        self.anon = max(self.anon, sum(map(_anon, pids)))
-        self.processes = max(self.processes, len(pids))
+        self.anon = max(self.anon, anonymous(pid))
+        self.processes = max(self.processes, len(family(pid)))
         self.connections = max(self.connections, connections)
 
 
@@ -180,7 +179,7 @@ def memory(argv, seconds, wanted, connections):
             child.terminate()
             child.wait(_END_S)
         finally:
-            _kill_group(child)
+            kill_group(child)
     return found
 
 
@@ -198,6 +197,11 @@ def family(pid):
     return found
 
 
+def anonymous(pid):
+    """Bytes of RssAnon of `pid` and all its descendants now."""
+    return sum(map(_anon, family(pid)))
+
+
 def _anon(pid):
     with suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
@@ -206,7 +210,8 @@ def _anon(pid):
     return 0
 
 
-def _kill_group(child):
+def kill_group(child):
+    """Ends the process group of `child`, and waits for it."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -355,7 +360,7 @@ def _killed(contest, lab, argv, moment, processes):
         except subprocess.TimeoutExpired:
             over = False
     finally:
-        _kill_group(child)
+        kill_group(child)
     if over:
         return None
     done = process.run(argv)
