@@ -11,7 +11,7 @@ from stager.core.units import shown
 from stager.engine import runtime
 from stager.jobs.inflow import Feed, Stream
 from stager.jobs.proving import Proving
-from stager.jobs.transit import digest_for, stated
+from stager.jobs.transit import digest_for, sha256_of, stated
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
@@ -117,7 +117,4 @@ def _stream(file: HubFile, version: str) -> Stream:
 
 def _row(file: HubFile, stream: Stream) -> FileEntry:
     entry = file.entry
-    sha256 = entry.sha256.lower() if entry.sha256 is not None else None
-    if sha256 is None and file.blob_sha1 is None:
-        sha256 = stream.hexdigest
-    return FileEntry(entry.path, entry.size, sha256, stream.crc64)
+    return FileEntry(entry.path, entry.size, sha256_of(file, stream), stream.crc64)

@@ -61,11 +61,11 @@ class Stream:
     """One file while it comes in: its parts arrive in any order, are hashed in ascending order, and handed on in that."""
 
     def __init__(self, feed: Feed, digest: Digest | None = None, *, crc: bool = False) -> None:
-        """`digest` is fed with the file's bytes. With `crc`, its CRC-64 is taken as well."""
+        """`digest` is fed with the file's bytes; it is None where nothing is hashed, or not any more. With `crc`, its CRC-64 is taken as well."""
         self.feed = feed
         self.step = part_size(feed.size)
         self.count = max(1, -(-feed.size // self.step))
-        self._digest = digest
+        self.digest = digest
         self.takes_crc = crc
         self._crcs: dict[int, tuple[int, int]] = {}
         self._head = 0  # the part whose bytes come next
@@ -75,7 +75,7 @@ class Stream:
     @property
     def hexdigest(self) -> str | None:
         """Of the whole file, once its last part was handed on; None where parts were left out, or nothing is hashed."""
-        return self._digest.hexdigest() if self._digest is not None else None
+        return self.digest.hexdigest() if self.digest is not None else None
 
     @property
     def crc64(self) -> int:
@@ -87,11 +87,11 @@ class Stream:
 
     def stop_hashing(self) -> None:
         """Parts of this file will be left out: there is no digest of the whole. Before the first of them."""
-        self._digest = None
+        self.digest = None
 
     def hash_ahead(self, number: int, view: memoryview, done: int) -> int:
         """Hash the part `number` as far as it has come, `view`, when it is its turn; how many bytes of it are hashed then, `done` so far."""
-        digest = self._digest
+        digest = self.digest
         if digest is None or number != self._head:
             return done
         digest.update(view[done:])
@@ -107,7 +107,7 @@ class Stream:
                 return
         current: Portion | None = portion
         while current is not None:
-            if current.buffer is not None and (digest := self._digest) is not None:
+            if current.buffer is not None and (digest := self.digest) is not None:
                 digest.update(current.buffer.view[done:])
             done = 0
             hand_on(current)

@@ -18,12 +18,32 @@ if TYPE_CHECKING:
 _LOOK_S = 0.1  # between two looks whether the run is over
 
 
+class GitBlob:
+    """Git's name of a content of `size` bytes, which proves it; and its SHA-256 besides, which git does not know and a manifest states."""
+
+    def __init__(self, size: int) -> None:
+        """Nothing is taken yet."""
+        self._sha1, self._sha256 = hashlib.sha1(usedforsecurity=False), hashlib.sha256()
+        self._sha1.update(f"blob {size}\0".encode())
+
+    def update(self, data: memoryview, /) -> None:
+        """As `Digest.update`."""
+        self._sha1.update(data)
+        self._sha256.update(data)
+
+    def hexdigest(self) -> str:
+        """Git's name."""
+        return self._sha1.hexdigest()
+
+    def sha256(self) -> str:
+        """The SHA-256."""
+        return self._sha256.hexdigest()
+
+
 def digest_for(file: HubFile) -> Digest:
     """What proves `file`: SHA-256 unless its hub states only git's name of the content."""
     if file.entry.sha256 is None and file.blob_sha1 is not None:
-        digest = hashlib.sha1(usedforsecurity=False)
-        digest.update(f"blob {file.entry.size}\0".encode())
-        return digest
+        return GitBlob(file.entry.size)
     return hashlib.sha256()
 
 
@@ -31,6 +51,13 @@ def stated(file: HubFile) -> str | None:
     """What `digest_for` must come to, in lower case; None where the hub states nothing."""
     known = file.entry.sha256 or file.blob_sha1
     return known.lower() if known is not None else None
+
+
+def sha256_of(file: HubFile, stream: Stream) -> str | None:
+    """The SHA-256 of `file`, in lower case: the hub's, else that of what came through `stream`, all of it; None where that was not hashed."""
+    if file.entry.sha256 is not None:
+        return file.entry.sha256.lower()
+    return stream.digest.sha256() if isinstance(stream.digest, GitBlob) else stream.hexdigest
 
 
 class Transit:
@@ -156,11 +183,9 @@ class Transit:
 
     def _sha256(self) -> str | None:
         """As far as it is known now: the hub's, or that of a file whose bytes have all come."""
-        if self.file.entry.sha256 is not None:
-            return self.file.entry.sha256.lower()
-        if self.file.blob_sha1 is None and self.stream.count == 1 and self.stream.hexdigest is not None:
-            return self.stream.hexdigest
-        return None
+        if self.file.entry.sha256 is None and self.stream.count > 1:
+            return None
+        return sha256_of(self.file, self.stream)
 
     def _complete(self, upload: Upload) -> None:
         upload.complete()
@@ -168,10 +193,7 @@ class Transit:
         for _, (part, size) in sorted(self._crcs.items()):
             crc = combine(crc, part, size)
         entry = self.file.entry
-        sha256 = entry.sha256.lower() if entry.sha256 is not None else None
-        if sha256 is None and self.file.blob_sha1 is None:
-            sha256 = self.stream.hexdigest
-        self.done = FileEntry(entry.path, entry.size, sha256, crc)
+        self.done = FileEntry(entry.path, entry.size, sha256_of(self.file, self.stream), crc)
 
     def abort(self) -> None:
         """Take back what was sent."""
