@@ -14,12 +14,14 @@ from typing import Any
 from stager import __version__
 from tests.fetchbed import same
 from tests.harness import MIB, Done, Running, until
+from tests.hublab.faults import Fault as HubFault
 from tests.pullbed import (
     LEASE,
     MANIFEST,
     PART,
     PullBed,
     contents,
+    files_in,
     refusal,
     row_of,
     rows_of,
@@ -147,6 +149,29 @@ def test_a_branch_that_moves_meanwhile(pullbed: PullBed) -> None:
     pullbed.complete(before)
     pullbed.good()
     pullbed.complete()
+
+
+def test_hugging_face(pullbed: PullBed) -> None:
+    pullbed.source = "hf://acme/tiny"
+    pullbed.commit({"README.md": b"# tiny\n"}, branch="dev", base=mine(pullbed))
+    found = pullbed.good()
+    assert (found["source"], found["revision"]) == ("hf://acme/tiny", mine(pullbed))
+    assert (found["verified"], found["unproven"]) == ("sha256", 0)
+    pullbed.complete()
+    pullbed.forget()
+    assert pullbed.good()["pulled"] == 0
+    assert pullbed.written() == []
+
+    # A small file is proven by what git calls its content, also one that another tool has put there.
+    pullbed.oss.put(pullbed.prefix + "extra/notes.txt", b"netos\n")
+    pullbed.oss.put(pullbed.prefix + "tokenizer.json", contents(pullbed.repo)["tokenizer.json"])
+    pullbed.oss.remove(pullbed.prefix + MANIFEST)
+    pullbed.hub.faults.add(HubFault("corrupt", key_glob="README.md"))
+    pullbed.source = "hf://acme/tiny@dev"
+    found = pullbed.good()
+    assert pullbed.sent() == ["README.md", "extra/notes.txt"]
+    assert found["mended"] == 1
+    pullbed.complete(contents(pullbed.repo, "dev"))
 
 
 # A folder as the source
@@ -402,12 +427,11 @@ def test_nobody_takes_what_is_being_updated(pullbed: PullBed) -> None:
 def test_a_pulled_model_is_fetched_and_warmed(pullbed: PullBed) -> None:
     pullbed.good()
     into = pullbed.box.path("fetched")
-    done = pullbed.run("fetch", pullbed.url, into, "--keep-free", "0", "--verify", "sha256")
+    done = pullbed.run("fetch", "--json", pullbed.url, into, "--keep-free", "0", "--verify", "sha256")
     assert done.code == 0, str(done)
-    pullbed.source = into  # back from there: the same files, told by their own names
-    assert sorted(os.listdir(into)) == sorted(
-        [".stager", "config.json", "extra", FIRST, SECOND, "tokenizer.json"]
-    )
+    assert files_in(into) == contents(pullbed.repo)
+    assert done.event("warm_summary")["state"] == "ready"
+    assert pullbed.box.ready()
 
 
 def test_into_a_folder_that_is_warmed(pullbed: PullBed) -> None:
