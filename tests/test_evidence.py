@@ -49,8 +49,7 @@ def content_of(hub: StatingHub, name: str) -> bytearray:
 
 def row(hub: StatingHub, name: str) -> FileEntry:
     content = bytes(content_of(hub, name))
-    digest = None if hub.states == "blob" else hashlib.sha256(content).hexdigest()
-    return FileEntry(name, len(content), digest, crc64(content))
+    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), crc64(content))
 
 
 class Bed:
