@@ -210,36 +210,38 @@ class Tenure:
             yield
 
     async def _beat(self) -> None:
-        trouble = "no answer"
+        trouble, loss = "no answer", None
         while (left := self._renewed + self._pulse.expiry - time.monotonic()) > 0:
             await runtime.sleep(min(self._pulse.heartbeat, left))
             with runtime.deadline(max(0.0, self._renewed + self._pulse.expiry - time.monotonic())):
                 try:
-                    await runtime.unseen(self._renew)
-                except _TakenOver:
-                    raise
+                    loss = await runtime.unseen(self._renew)
                 except StagerError as error:
                     trouble = error.message
+            if loss is not None:
+                raise loss
         raise RemoteError(
             f"the lease of `{shown(self._store.root)}` could not be renewed for {format_duration(self._pulse.expiry)}: {trouble}",
             hint="run it again: it goes on where it was",
         )
 
-    def _renew(self) -> None:
+    def _renew(self) -> RemoteError | None:
+        """Writes it again; or what to say when it is no longer ours. Blocks. Raises what another attempt may cure."""
         with self._lock:
             if self._over:
-                return
+                return None
             found = self._look(self._bare)
             lost = found is None and not self._unsure
             if lost or (found is not None and found.lease is not None and found.token != self._lease.token):
                 root = shown(self._store.root)
                 who = found.name if found is not None else "it has removed our lease"
-                raise _TakenOver(
+                return RemoteError(
                     f"another pull took over `{root}`: {who}", hint="run it again once that has ended"
                 )
             if found is not None and found.lease is None and not self._unsure:
                 raise RemoteError(f"`{PATH}` cannot be read")
             self._write(self._bare, replace=found is not None)
+            return None
 
     # Giving it back
 
@@ -256,10 +258,6 @@ class Tenure:
             found = self._look(self._store)
             if self._is_ours(found):
                 self._store.delete([PATH])
-
-
-class _TakenOver(RemoteError):
-    """Somebody else has the lease: nothing to wait for."""
 
 
 def _content(store: Store, size: int, etag: str) -> bytes:
