@@ -35,12 +35,18 @@ def _parts_of_1_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stager.core.ranges.SMALLEST", MIB)
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> StatingHub:
-    (tmp_path / "hub").mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the hub has. Not to be changed."""
+    folder = tmp_path_factory.mktemp("hub")
     for name, size in SIZES.items():
-        (tmp_path / "hub" / name).write_bytes(os.urandom(size))
-    return StatingHub(tmp_path / "hub")
+        (folder / name).write_bytes(os.urandom(size))
+    return folder
+
+
+@pytest.fixture
+def hub(folder: Path) -> StatingHub:
+    return StatingHub(folder)
 
 
 def content_of(hub: StatingHub, name: str) -> bytearray:

@@ -162,6 +162,16 @@ def test_a_manifest_of_something_else_is_not_current(place: Place, manifest: dic
     assert place.manifest() == Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),))
 
 
+def test_what_was_said_to_be_updating_is_said_to_be_complete_though_nothing_changed(place: Place) -> None:
+    place.send(a=NEW)
+    place.note(row("a", NEW))
+    ledger = place.ledger(hub_file("a", NEW))
+    ledger.begin([])
+    assert place.manifest().state == UPDATING
+    assert ledger.conclude({"a": row("a", NEW)}, [])
+    assert place.manifest() == Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),))
+
+
 # What another selection brought
 
 

@@ -50,13 +50,19 @@ def _parts_of_1_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stager.core.ranges.SMALLEST", MIB)
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> StatingHub:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the hub has. Not to be changed."""
+    folder = tmp_path_factory.mktemp("hub")
     for name, size in SIZES.items():
-        path = tmp_path / "hub" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(size))
-    return StatingHub(tmp_path / "hub")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(os.urandom(size))
+    return folder
+
+
+@pytest.fixture
+def hub(folder: Path) -> StatingHub:
+    return StatingHub(folder)
 
 
 class Bed:
@@ -157,16 +163,11 @@ def test_files_without_a_sha256_arrive_as_well(in_oss: Bed, states: str) -> None
     assert all(one.done is not None and one.done.sha256 is not None for one in moved)
 
 
-def test_parts_of_the_real_size(
-    hub: StatingHub, oss: Oss, monkeypatch: pytest.MonkeyPatch, mapped: Mapped
-) -> None:
+def test_parts_of_the_real_size(tmp_path: Path, oss: Oss, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    bed = bed_in_oss(hub, oss, monkeypatch)
-    for path in sorted(hub.path.rglob("*")):
-        if path.is_file():
-            path.unlink()
+    bed = bed_in_oss(StatingHub(tmp_path), oss, monkeypatch)
     content = os.urandom(33 * MIB + 5)
-    (hub.path / "a").write_bytes(content)
+    (tmp_path / "a").write_bytes(content)
     bed.run(bed.transfer(buffer=32 * MIB), bed.transits())
     assert bed.content("a") == content
     sent = [one.bytes_received for one in oss.log.records(operation="UploadPart")]
