@@ -12,6 +12,7 @@ from stager.core.engines import choose
 from stager.core.errors import AccessDenied, DeadlineExceeded, NotFound, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.location import Scheme
+from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
 from stager.core.select import selected
 from stager.core.source import Hub as HubKind
@@ -124,6 +125,8 @@ class Pull:
         self._store = open_store(options.dest, options.store, pause=self._pauses, on_retry=self._tell_retry)
         self._snapshot = await runtime.in_thread(f"listing {shown(self._hub.source)}", self._hub.snapshot)
         self._files, self._left_out = chosen(self._snapshot, options)
+        if options.dest.scheme is Scheme.FILE:  # where names must fit beside each other
+            place([(one.entry.path, one.entry.size) for one in self._files])
         return await self._take_stock()
 
     def _open_hub(self) -> Hub:
