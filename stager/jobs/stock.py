@@ -32,12 +32,14 @@ class Standing:
     none, and where `problem` says why it cannot be used. Of a file in `proven` nothing is left to do; its CRC-64 is given where it is known.
     One in `doubtful` has the right size, and only reading it back can prove it. One in `compare` is proven if the CRC-64 of its source,
     which nobody states, is this one. The unfinished uploads of `resumable` paths hold the same content and may be gone on with.
-    `obsolete` are files of a model, ascending, that the whole revision no longer has.
+    `obsolete` are files of a model, ascending, that the whole revision no longer has; files of another model, in a folder
+    with a manifest of its own, are none.
     """
 
     objects: dict[str, StoredObject]
     manifest: Manifest | None = None
     problem: StagerError | None = None
+    others: tuple[str, ...] = ()  # folders of other models, each with a slash at its end
     proven: dict[int, int | None] = field(default_factory=dict)
     doubtful: set[int] = field(default_factory=set)
     compare: dict[int, int] = field(default_factory=dict)
@@ -58,7 +60,8 @@ async def take_stock(store: Store, snapshot: Snapshot, files: Sequence[HubFile],
         await runtime.in_thread(f"reading the manifest in {root}", partial(_recall, standing, store, listed))
     judge = _Judge(standing, snapshot, proof, listed.modified if listed is not None else 0.0)
     standing.resumable = frozenset(one.entry.path for one in files if judge.same_source_content(one))
-    standing.obsolete = tuple(sorted(standing.objects.keys() - {one.entry.path for one in snapshot.files}))
+    surplus = standing.objects.keys() - {one.entry.path for one in snapshot.files}
+    standing.obsolete = tuple(sorted(name for name in surplus if not name.startswith(standing.others)))
     stated = states_checksums(store.root)
     found = {
         index: there
@@ -83,13 +86,15 @@ async def take_stock(store: Store, snapshot: Snapshot, files: Sequence[HubFile],
 
 def _listed(store: Store) -> tuple[Standing, StoredObject | None]:
     """What lies there, and the manifest among it."""
-    objects, listed = {}, None
+    objects, listed, others = {}, None, []
     for one in store.list():
         if one.name == PATH:
             listed = one
+        elif one.name.endswith(f"/{PATH}"):
+            others.append(one.name.removesuffix(PATH))
         elif left_out(one.name) is None:
             objects[one.name] = one
-    return Standing(objects), listed
+    return Standing(objects, others=tuple(others)), listed
 
 
 def _recall(standing: Standing, store: Store, listed: StoredObject) -> None:
