@@ -19,6 +19,7 @@ from stager.core.errors import (
     StagerError,
     UsageError,
 )
+from stager.core.location import told
 from stager.core.source import Source
 from stager.hub.base import Snapshot
 from stager.hub.http import Address, HttpReader, Shelf
@@ -187,7 +188,7 @@ class _Sdk:
             return self._garbled(exc)
         transport = type(exc).__module__.partition(".")[0]
         if isinstance(exc, OSError) or transport in _TRANSPORTS:
-            return on_the_way(exc, self._source)
+            return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}")
         return self._garbled(exc)
 
     def _refused(self, exc: Any, model: str | None, revision: str | None) -> StagerError:

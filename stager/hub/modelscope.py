@@ -26,6 +26,7 @@ from stager.core.errors import (
     StagerError,
     UsageError,
 )
+from stager.core.location import told
 from stager.core.source import Source
 from stager.core.units import shown
 from stager.hub.base import Snapshot
@@ -226,7 +227,7 @@ class _Sdk:
         except HubError as exc:
             raise self._error(exc) from exc
         except OSError as exc:  # those of requests, too
-            raise on_the_way(exc, self._source) from exc
+            raise on_the_way(exc, f"{self._source}, at {told(self.endpoint)}") from exc
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise RemoteError(
                 f"{self._source}: the answer is not what ModelScope sends ({type(exc).__name__})",
@@ -253,7 +254,7 @@ class _Sdk:
             said = f"{self._source} does not exist" + ("" if self.token else ", or is private")
             return NotFound(f"{said} ({why})", hint=None if self.token else _NO_TOKEN)
         if isinstance(exc, errors.NetworkError):
-            return on_the_way(exc, self._source)
+            return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}")
         if isinstance(exc, errors.InvalidParameter):
             return UsageError(f"{self._source}: the hub does not accept the request ({why})")
         wait = getattr(exc, "retry_after", None)
