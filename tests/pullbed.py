@@ -61,6 +61,7 @@ def small_model() -> dict[str, bytes]:
         "model-00002-of-00002.safetensors": weights(2 * MIB, "b"),
         "extra/notes.txt": b"notes\n",
         "extra/empty.txt": b"",
+        "extra/naïve 100%20+#1?&.txt": b"a name that must be escaped everywhere\n",
     }
 
 

@@ -372,6 +372,20 @@ def test_another_model_lies_there(pullbed: PullBed) -> None:
     pullbed.complete(contents(other))
 
 
+def test_mirror_leaves_other_models_alone(pullbed: PullBed) -> None:
+    """Whoever forgets the model's name in DEST names the folder of all models."""
+    theirs = dict.fromkeys(("r1/config.json", "r1/w.safetensors", f"r1/{MANIFEST}"), b"another model's")
+    for name, data in theirs.items():
+        pullbed.oss.put(pullbed.prefix + name, data)
+    pullbed.oss.put(pullbed.prefix + "r1.txt", b"no model's")
+    done = pullbed.pull("--json", "--dry-run", "--mirror")
+    assert done.event("pull_forecast")["removes"] == ["r1.txt"]
+    assert pullbed.good("--mirror")["removed"] == 1
+    pullbed.complete(besides=["r1/config.json", "r1/w.safetensors", f"r1/{MANIFEST}"])
+    done = pullbed.pull()
+    assert (done.code, done.err) == (0, "")
+
+
 # While it is under way
 
 
