@@ -81,7 +81,7 @@ class Verify:
             )
         if model.manifest.unproven:
             files = count(len(model.manifest.unproven), "file")
-            message = f"{files} were never held against the hub's sha256 when they were pulled"
+            message = f"{files} pulled without holding the content against the hub's sha256"
             self._reporter.emit(Note("info", "unproven", message))
         there = {one.name: one for one in model.objects}
         wrong = dict(_without_reading(rows, there))
