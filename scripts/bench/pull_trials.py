@@ -197,7 +197,10 @@ def parted(parts):
         name = f"parts-{kind}.bin"
         fault = {"kind": kind, "key_glob": f"*/{name}", **settings}
         end = {**fault, "operation": "CompleteMultipartUpload", "times": 1}
-        each = {**fault, "operation": "UploadPart", "times": TIMES, "nth": 2}
+        times = (
+            1 if kind == "expired" else TIMES
+        )  # new keys that have run out as well are no fault but a refusal
+        each = {**fault, "operation": "UploadPart", "times": times, "nth": 2}
         found[name] = (parts * PART - 1, [], [each, end])
     return found
 
