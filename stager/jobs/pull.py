@@ -279,7 +279,9 @@ class Pull:
         unfinished = getattr(adapter, "unfinished", None)
         if unfinished is None:
             return frozenset(one.entry.path for one in self._files)
-        begun = await runtime.in_thread("listing unfinished uploads", lambda: list(unfinished()))
+        retried = getattr(self._store, "call", lambda _what, call: call())
+        look = partial(retried, "list of unfinished uploads", lambda: list(unfinished()))
+        begun = await runtime.in_thread("listing unfinished uploads", look)
         return frozenset(one.name for one in begun)
 
     # What is said
@@ -307,7 +309,10 @@ class Pull:
     def _tell_obsolete(self, standing: Standing) -> None:
         sizes = [standing.objects[name].size for name in standing.obsolete]
         files = f"{count(len(sizes), 'file')} ({format_size(sum(sizes))})"
-        message = f"{files} in `{shown(str(self._options.dest))}` are not in this revision, first {shown(standing.obsolete[0])}: kept"
+        verb, first = "is" if len(sizes) == 1 else "are", shown(standing.obsolete[0])
+        message = (
+            f"{files} in `{shown(str(self._options.dest))}` {verb} not in this revision, first {first}: kept"
+        )
         self._reporter.emit(Note("info", "obsolete", message, "`--mirror` removes them"))
 
     def _summary(self, *, complete: bool, reason: str) -> PullSummary:

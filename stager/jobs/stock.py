@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stager.hub.base import HubFile, Snapshot
     from stager.store.base import Store, StoredObject
 
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 _LOOKERS = 32  # requests for one object each, at once: they are answered from the bucket's index, and nothing is read
 
 
@@ -160,7 +162,7 @@ class _Judge:
             standing.proven[index] = crc
         elif undigested and crc is not None:
             standing.compare[index] = crc
-        elif undigested or self._proof is Proof.CRC:
+        elif undigested or self._proof is Proof.CRC or self._is_other(one.entry, found, stated=stated):
             standing.wanted.append(index)
         else:
             standing.doubtful.add(index)
@@ -195,6 +197,17 @@ class _Judge:
         if entry.sha256 is not None:
             return _same(row.sha256, entry.sha256), row.crc64
         return one.blob_sha1 is not None and self._same_revision, row.crc64
+
+    def _is_other(self, entry: FileEntry, found: StoredObject, *, stated: bool) -> bool:
+        """Whether the object is known to have other content, so that nothing need be read: shards of two revisions are often of one size."""
+        noted, row = found.metadata.get("sha256", ""), self._row(entry)
+        if entry.sha256 is not None and _SHA256.fullmatch(noted) and not _same(noted, entry.sha256):
+            return True
+        if row is None or row.sha256 is None or entry.sha256 is None or _same(row.sha256, entry.sha256):
+            return False
+        if stated:
+            return row.crc64 is not None and row.crc64 == found.crc64
+        return self._complete and found.modified <= self._written
 
 
 def _same(one: str | None, other: str | None) -> bool:
