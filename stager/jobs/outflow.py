@@ -47,6 +47,7 @@ class Outflow:
         self._pauses = pauses
         self._ready: dict[tuple[int, int], Portion] = {}
         self._names: dict[int, str] = {}
+        self._in_hand: dict[tuple[int, int], str] = {}
         self._changed = threading.Condition()
         self.lanes: Lanes[_NoKit] = Lanes(
             spans,
@@ -67,6 +68,11 @@ class Outflow:
         """Send everything. Raises the first error, bare."""
         await self.lanes.run()
 
+    def sending(self) -> list[str]:
+        """Names of the files that are being sent now: what has come in of them waits for the destination alone."""
+        with self._changed:
+            return sorted(set(self._in_hand.values()))
+
     def stuck(self) -> list[str]:
         """Names of the files that lanes hang in after the run."""
         return [self._names[index] for index in self.lanes.stuck() if index in self._names]
@@ -74,11 +80,15 @@ class Outflow:
     def _write(self, lease: Lease, _kit: _NoKit, checkpoint: Checkpoint) -> None:
         span = lease.span
         lease.take(span.length)
-        portion = self._wait(span, checkpoint)
+        portion, key = self._wait(span, checkpoint), (span.index, span.offset)
+        with self._changed:
+            self._in_hand[key] = portion.stream.feed.name
         try:
             with self._pauses.ended_by(checkpoint):
                 self._send(portion, checkpoint)
         finally:
+            with self._changed:
+                del self._in_hand[key]
             if portion.buffer is not None:
                 self._buffers.give(portion.buffer)
         checkpoint(span.length)

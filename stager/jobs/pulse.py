@@ -35,14 +35,21 @@ class Pulse:
         return time.monotonic() - self.started
 
     def beat(
-        self, done: int, files_done: int, lanes: int, *, last: float, active: Sequence[str] = ()
+        self,
+        done: int,
+        files_done: int,
+        lanes: int,
+        *,
+        last: float,
+        active: Sequence[str] = (),
+        doing: Sequence[str] = (),
     ) -> None:
-        """Tell where it stands: `done` bytes, the last of them at `last` (`time.monotonic`), with `active` files under way.
+        """Tell where it stands: `done` bytes, the last of them at `last` (`time.monotonic`), with `active` files being read, or `doing` something else.
 
         Raises `DeadlineExceeded` after a standstill.
         """
         self.tell(done, files_done, lanes)
-        self._stall.look(time.monotonic() - max(last, self.started), files=list(active))
+        self._stall.look(time.monotonic() - max(last, self.started), files=list(active), doing=list(doing))
 
     def tell(self, done: int, files_done: int, lanes: int) -> None:
         """Only tell."""

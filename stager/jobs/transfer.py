@@ -153,7 +153,12 @@ class Transfer:
     def _tick(self, pulse: Pulse, transits: Sequence[Transit], inflow: Inflow, outflow: Outflow) -> None:
         inflow.watch()
         last = max(inflow.lanes.last_progress, outflow.lanes.last_progress)
-        pulse.beat(outflow.lanes.done, _done(transits), inflow.lanes.busy, last=last, active=inflow.active())
+        # Where something waits for the destination, lanes that read may wait only for the memory that it holds.
+        sending = [f"sending {name}" for name in outflow.sending()]
+        active = [] if sending else inflow.active()
+        pulse.beat(
+            outflow.lanes.done, _done(transits), inflow.lanes.busy, last=last, active=active, doing=sending
+        )
 
 
 def _done(transits: Sequence[Transit]) -> int:
