@@ -1,0 +1,301 @@
+"""A pull that is killed goes on where it was, believes nothing that it has not read, and disturbs nobody else."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import oss2
+import pytest
+
+from tests.harness import MIB, Running, until
+from tests.hublab.faults import Fault as HubFault
+from tests.hublab.repos import Zeros
+from tests.osslab import checksum
+from tests.osslab.faults import Fault
+from tests.osslab.log import Record
+from tests.osslab.storage import Blob, Content, Part, Pending, Written, read
+from tests.pullbed import LEASE, PART, PullBed
+
+LANES = 2
+FEW = ("-P", str(LANES), "--no-adapt")
+
+
+@pytest.fixture
+def large(pullbed: PullBed) -> PullBed:
+    """A bed whose model has two files of three parts each besides."""
+    pullbed.commit({f"large-{at}.bin": os.urandom(2 * PART + 5 * MIB + at) for at in range(2)})
+    return pullbed
+
+
+def total(bed: PullBed) -> int:
+    return sum(one.size for one in bed.repo.files.values())
+
+
+def parts(bed: PullBed, name: str = "*") -> list[Record]:
+    """Parts that have arrived at the store whole."""
+    return bed.oss.log.records(operation="UploadPart", key=f"*/{name}", status=200)
+
+
+def uploaded(bed: PullBed) -> int:
+    """Bytes of model files that were sent to the store, those of requests that were cut off among them."""
+    kinds = ("UploadPart", "PutObject")
+    records = [one for one in bed.oss.log.records() if one.operation in kinds and "/.stager/" not in one.key]
+    return sum(one.bytes_received for one in records)
+
+
+def kill(running: Running) -> None:
+    running.signal(signal.SIGKILL)
+    assert running.process.wait(10) == -signal.SIGKILL, running.err
+
+
+def interrupted(bed: PullBed, count: int, *words: str) -> None:
+    """A pull that is killed once so many parts have arrived, before the rest may."""
+    fault = bed.oss.faults.add(Fault("hang", times=None, operation="UploadPart", skip=count, seconds=60))
+    running = bed.start(*FEW, *words)
+    until(lambda: len(parts(bed)) == count and fault.fired >= min(LANES, 6 - count), f"{count} parts")
+    kill(running)
+    bed.oss.listener.cut()
+    bed.oss.faults.clear()
+
+
+def the_upload(bed: PullBed, name: str) -> Pending:
+    [found] = [one for one in bed.oss.bucket.uploads.values() if one.key == bed.prefix + name]
+    return found
+
+
+# Killed
+
+
+def test_killed_at_random_moments_it_ends_byte_identical(large: PullBed) -> None:
+    dice = random.Random(1)
+    kills = 0
+    for at in range(8):
+        threshold = dice.randrange(2 * PART)
+        before = large.hub.bytes_sent("large-*")
+        running = large.start(*FEW, "--max-rate", "60MiB")
+        until(
+            lambda: (
+                large.hub.bytes_sent("large-*") - before > threshold  # noqa: B023  # called at once
+                or running.process.poll() is not None  # noqa: B023
+            ),
+            "bytes",
+        )
+        running.signal(signal.SIGKILL)
+        if running.process.wait(10) == 0:
+            break
+        kills += 1
+        assert large.manifest().get("state") != "complete"
+        if at % 3:  # as if it had run out: a second less to wait
+            large.oss.remove(large.prefix + LEASE)
+    assert kills >= 2
+    done = large.good()
+    large.complete()
+    assert large.unfinished() == []
+    # Each kill costs at most the part that each lane had in hand, here and on the way.
+    assert uploaded(large) <= total(large) + kills * LANES * PART
+    assert done["already"] + done["resumed"] + done["pulled"] == done["total"]
+
+
+def test_parts_that_arrived_are_not_sent_again_and_the_file_is_read_back(large: PullBed) -> None:
+    interrupted(large, 3)
+    kept = {one.key.removeprefix(large.prefix) for one in parts(large)}
+    large.forget()
+    done = large.good(*FEW)
+    assert done["resumed"] == 3 * PART
+    assert len(parts(large)) == 3
+    assert done["pulled"] == done["total"] - done["already"] - 3 * PART
+    assert (
+        large.hub.bytes_sent("large-*")
+        == sum(large.repo.files[f"large-{at}.bin"].size for at in (0, 1)) - 3 * PART
+    )
+    assert done["read_back"] == sum(large.repo.files[name].size for name in kept)
+    large.complete()
+    large.forget()
+    assert large.good()["pulled"] == 0
+    assert large.written() == []
+
+
+@pytest.mark.parametrize("proof", ["crc", "none"])
+def test_without_sha256_nothing_is_read_back(large: PullBed, proof: str) -> None:
+    interrupted(large, 3, "--verify", proof)
+    done = large.good(*FEW, "--verify", proof)
+    assert (done["resumed"], done["read_back"]) == (3 * PART, 0)
+    assert large.objects()["large-1.bin"]
+    assert large.manifest()["unproven"]
+    done = large.good()
+    assert done["read_back"] > 0
+    assert done["pulled"] == 0
+    large.complete()
+    assert not large.manifest().get("unproven")
+
+
+def test_killed_before_it_was_read_back_the_next_run_does_that(large: PullBed) -> None:
+    interrupted(large, 3)
+    large.oss.faults.add(Fault("hang", times=None, operation="GetObject", key_glob="*/large-*", seconds=60))
+    running = large.start(*FEW)
+    large.oss.log.wait(
+        lambda records: any(one.fault == "hang" and one.operation == "GetObject" for one in records)
+    )
+    kill(running)
+    large.oss.listener.cut()
+    large.oss.faults.clear()
+    assert "large-0.bin" in large.objects()
+    assert large.manifest()["state"] == "updating"
+    large.forget()
+    done = large.good()
+    assert done["pulled"] == 0
+    assert done["read_back"] >= total(large) - 6 * MIB
+    large.complete()
+
+
+def tamper(bed: PullBed, name: str) -> None:
+    """A part of an unfinished upload becomes another, with everything that the store says of it."""
+    pending = the_upload(bed, name)
+    number, part = next(iter(sorted(pending.parts.items())))
+    data = bytearray(b"".join(read(part.content, 0, part.content.size)))
+    data[1000] ^= 1
+    content = Content((Blob(len(data), data=bytes(data)),))
+    pending.parts[number] = Part(number, content, part.etag, checksum.crc64(bytes(data)), part.modified)
+
+
+def test_an_object_that_is_wrong_after_all_is_removed_and_pulled_anew(large: PullBed) -> None:
+    interrupted(large, 3)
+    name = parts(large)[0].key.removeprefix(large.prefix)
+    tamper(large, name)
+    large.forget()
+    done = large.good(*FEW)
+    assert done["mended"] == 1
+    assert name in large.sent()
+    assert large.oss.log.count(operation="DeleteMultipleObjects") >= 2  # the object, and the lease
+    large.complete()
+
+
+def test_an_object_that_is_wrong_and_comes_wrong_again_is_gone(large: PullBed) -> None:
+    interrupted(large, 3)
+    name = parts(large)[0].key.removeprefix(large.prefix)
+    tamper(large, name)
+    large.hub.faults.add(HubFault("corrupt", times=None, host="cdn", key_glob=name))
+    assert name in large.refused(8)
+    assert name not in large.objects()
+    assert large.manifest()["state"] == "updating"
+    assert name not in large.unfinished()
+
+
+def test_restart_aborts_what_was_begun(large: PullBed) -> None:
+    interrupted(large, 3)
+    begun = {one.id for one in large.oss.bucket.uploads.values()}
+    assert begun
+    large.forget()
+    done = large.good("--restart")
+    assert (done["resumed"], done["read_back"]) == (0, 0)
+    aborted = {one.query["uploadId"] for one in large.oss.log.records(operation="AbortMultipartUpload")}
+    assert aborted == begun
+    assert done["pulled"] == done["total"]
+    large.complete()
+
+
+def test_uploads_that_others_have_begun_are_let_alone(large: PullBed) -> None:
+    auth = oss2.AuthV4(large.oss.key.id, large.oss.key.secret)
+    bucket = oss2.Bucket(auth, large.oss.endpoint, large.oss.bucket.name, region=large.oss.region)
+    for name in ("large-0.bin", "elsewhere.bin"):
+        key = large.prefix + name
+        upload = bucket.init_multipart_upload(key).upload_id
+        bucket.upload_part(key, upload, 1, b"x" * PART)
+    begun = {one.id for one in large.oss.bucket.uploads.values()}
+    done = large.good()
+    assert done["resumed"] == 0
+    assert begun == {one.id for one in large.oss.bucket.uploads.values()}
+    large.complete()
+
+
+def test_another_revision_does_not_go_on_with_the_parts_of_the_last(large: PullBed) -> None:
+    interrupted(large, 3)
+    name = parts(large)[0].key.removeprefix(large.prefix)
+    large.commit({name: os.urandom(large.repo.files[name].size)})
+    large.forget()
+    done = large.good()
+    assert done["resumed"] < 3 * PART
+    assert len(parts(large, name)) == 3
+    large.complete()
+
+
+# Stopped
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_keeps_what_arrived_and_gives_the_lease_back(large: PullBed, number: int, code: int) -> None:
+    fault = Fault("hang", times=None, operation="UploadPart", skip=2, seconds=60)
+    large.oss.faults.add(fault)
+    running = large.start(*FEW)
+    until(lambda: len(parts(large)) == 2 and fault.fired == LANES, "two parts")
+    done = running.stop(number, within=4)
+    assert done.code == code, str(done)
+    assert "run it again to go on" in done.out
+    assert "Traceback" not in done.err
+    assert "Fatal" not in done.err
+    assert large.prefix + LEASE not in large.oss.names()
+    assert large.manifest()["state"] == "updating"
+    large.oss.faults.clear()
+    assert large.good()["resumed"] == 2 * PART
+    large.complete()
+
+
+def test_a_signal_while_it_waits_for_another_pull(large: PullBed) -> None:
+    large.hub.faults.add(HubFault("hang", times=None, host="cdn", seconds=60))
+    first = large.start()
+    until(lambda: large.prefix + LEASE in large.oss.names(), "the lease")
+    second = large.start("--wait")
+    second.await_text("waiting for another pull")
+    done = second.stop(signal.SIGTERM, within=4)
+    assert done.code == 143, str(done)
+    assert large.prefix + LEASE in large.oss.names(), "which is the first one's"
+    assert first.stop(signal.SIGTERM, within=4).code == 143
+
+
+# Memory
+
+
+class Void(Written):
+    """Takes bytes in and keeps the CRC alone; what is kept of them is zeros, which they are."""
+
+    def add(self, piece: memoryview | bytes) -> None:
+        self.crc, self.size = checksum.crc64(piece, self.crc), self.size + len(piece)
+        if self.size <= 1 << 16:
+            self.keep(piece)
+
+    def blob(self) -> Blob:
+        return Blob(self.size, path="/dev/zero") if self.size > 1 << 16 else super().blob()
+
+
+def test_memory_is_bounded_and_nothing_is_written_to_disk(pullbed: PullBed) -> None:
+    pullbed.repo.commit({"w.bin": Zeros(1 << 30)})
+    pullbed.oss.storage.incoming = lambda: Void(pullbed.oss.storage.room)
+    words = ("--buffer", "64MiB", "--include", "w.bin")
+    running = pullbed.start(*words)
+    peak, written = 0, 0
+
+    def watch() -> None:
+        nonlocal peak, written
+        while running.process.poll() is None:
+            try:
+                status = Path(f"/proc/{running.pid}/status").read_text()
+                written = int(
+                    Path(f"/proc/{running.pid}/io").read_text().split("\nwrite_bytes: ")[1].split()[0]
+                )
+                peak = max(peak, int(status.split("RssAnon:")[1].split()[0]) << 10)
+            except (OSError, IndexError):
+                return
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    done = running.finish()
+    watcher.join()
+    assert done.code == 0, str(done)
+    assert 0 < peak <= (64 + 150) * MIB
+    assert written < MIB
