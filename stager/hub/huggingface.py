@@ -77,9 +77,8 @@ class HuggingFaceHub:
                 denied=_DENIED,
                 token=self._sdk.token,
             )
-        if (
-            gated
-        ):  # everybody gets the list of such a model: better refused now than after something was changed
+        # Everybody gets the list of such a model: better refused now than after something was changed.
+        if gated:
             self._refuse_gated(max((one.entry for one in found.files), key=lambda entry: entry.size))
         return found
 
