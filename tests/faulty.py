@@ -132,7 +132,14 @@ class FaultyReader:
         self._faulty, self._reader = faulty, reader
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         fault = self._faulty.begin("read", name)
         given = 0
@@ -149,7 +156,7 @@ class FaultyReader:
             sink(block)
 
         try:
-            stored = self._reader.read(name, offset, length, counted, etag=etag)
+            stored = self._reader.read(name, offset, length, counted, etag=etag, into=into)
             if fault is not None:  # all of it came, and then it went wrong
                 raise _Cut
         except _Cut:

@@ -64,7 +64,14 @@ class _Reader:
         self._hub, self._reader = hub, reader
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         hub = self._hub
         with hub.lock:
@@ -74,13 +81,13 @@ class _Reader:
         def passed(block: memoryview) -> None:
             nonlocal damage
             if damage:
-                block = memoryview(bytes([block[0] ^ 1]) + bytes(block[1:]))
+                block[0] ^= 1
                 damage = False
             with hub.lock:
                 hub.given[name] += len(block)
             sink(block)
 
-        return self._reader.read(name, offset, length, passed, etag=etag)
+        return self._reader.read(name, offset, length, passed, etag=etag, into=into)
 
     def interrupt(self) -> None:
         self._reader.interrupt()

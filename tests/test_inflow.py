@@ -332,14 +332,21 @@ class Hanging:
         self._roused = threading.Event()
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         self._roused.clear()
         if self._hangs(name, offset):
-            self._reader.read(name, offset, 1000, sink, etag=etag)
+            self._reader.read(name, offset, 1000, sink, etag=etag, into=into)
             assert self._roused.wait(60)
             raise Interrupted("dropped")
-        return self._reader.read(name, offset, length, sink, etag=etag)
+        return self._reader.read(name, offset, length, sink, etag=etag, into=into)
 
     def interrupt(self) -> None:
         self._roused.set()

@@ -44,7 +44,12 @@ _ALL = "leave out `--for` to take the whole repository, or choose with `--includ
 _FOREIGN = (  # what no engine here loads, by the file's name
     (re.compile(r"\.(onnx|ort)$|\.onnx[._]data(_\d+)?$"), "ONNX"),
     (re.compile(r"\.tflite$"), "TFLite"),
-    (re.compile(r"\.(h5|keras)$|^saved_model\.pb$|\.h5\.index\.json$|\.ckpt\.(index|meta|data-\d+-of-\d+)$"), "TensorFlow"),
+    (
+        re.compile(
+            r"\.(h5|keras)$|^saved_model\.pb$|\.h5\.index\.json$|\.ckpt\.(index|meta|data-\d+-of-\d+)$"
+        ),
+        "TensorFlow",
+    ),
     (re.compile(r"\.msgpack$|\.msgpack\.index\.json$"), "Flax"),
     (re.compile(r"\.ot$"), "Rust"),
     (re.compile(r"\.(mlmodel|mlpackage)$"), "Core ML"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import mmap
 import threading
 from collections import defaultdict
+from contextlib import suppress
 
 from stager.engine.lanes import Checkpoint
 
 _GRAIN = 64 << 10  # bytes; what is lent is a multiple, so that buffers of similar files serve each other
+_HUGE = 2 << 20  # bytes of a huge page: far fewer faults when a buffer is touched first
 _LOOK_S = 0.1  # between two looks whether the run is over
 
 
@@ -73,7 +75,11 @@ class Buffers:
             self._free.clear()
             self._held -= idle
         self._held += capacity
-        return Buffer(mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), capacity)
+        memory = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if capacity >= _HUGE:
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        return Buffer(memory, capacity)
 
     def passed(self, turn: int, checkpoint: Checkpoint) -> None:
         """Say that `turn` needs none. Waits until it comes."""

@@ -130,7 +130,14 @@ class HttpReader:
         self._used: str | None = None  # where the bytes of this read come from
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         """As `Reader.read`."""
         file = self._shelf.file(name)
@@ -141,10 +148,12 @@ class HttpReader:
         if offset + length > size:
             raise ObjectChanged(f"{subject} has {size} bytes, asked for {offset}-{offset + length - 1}")
         if length:
-            self._attempt(name, offset, length, size, sink)
+            self._attempt(name, offset, length, size, sink, into)
         return StoredObject(name, size, file.version)
 
-    def _attempt(self, name: str, offset: int, length: int, size: int, sink: Sink) -> None:
+    def _attempt(
+        self, name: str, offset: int, length: int, size: int, sink: Sink, into: memoryview | None
+    ) -> None:
         subject = self._shelf.subject(name)
         self._own = None
         self._hub.begin()
@@ -152,7 +161,7 @@ class HttpReader:
         try:
             connection, response = self._open(name, offset, length)
             skip, rest = checked(response, offset, length, size, subject)
-            self._deliver(connection, response, skip, length, rest, sink, subject)
+            self._deliver(connection, response, skip, length, rest, sink, into, subject)
         except BaseException as exc:
             self._drop()
             if exc is not self._own and isinstance(exc, Exception):
@@ -267,6 +276,7 @@ class HttpReader:
         length: int,
         rest: int,
         sink: Sink,
+        into: memoryview | None,
         subject: str,
     ) -> None:
         """Gives `sink` the `length` bytes of the body after the first `skip`; `rest` come after them."""
@@ -274,8 +284,9 @@ class HttpReader:
         with connection.body(response) as receive:
             while left:
                 wanted = min(BLOCK, left - length if left > length else left)
+                view = into[length - left :] if into is not None and left <= length else self._view
                 try:
-                    got = receive(self._view[:wanted])
+                    got = receive(view[:wanted])
                 except (OSError, http.client.HTTPException) as exc:
                     raise unreachable(exc, subject) from exc
                 if not got:
@@ -283,7 +294,7 @@ class HttpReader:
                 left -= got
                 if left + got <= length:
                     try:
-                        sink(self._view[:got])
+                        sink(view[:got])
                     except BaseException as exc:
                         self._own = exc
                         raise

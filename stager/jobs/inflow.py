@@ -217,7 +217,6 @@ class Inflow:
         def sink(block: memoryview) -> None:
             nonlocal filled, hashed, crc
             size = len(block)
-            buffer.view[filled : filled + size] = block
             crc = sum_up(block, crc)
             filled += size
             line.moved += size
@@ -228,7 +227,7 @@ class Inflow:
         while filled < span.length:
             line.begin()
             try:
-                read(span.offset + filled, span.length - filled)
+                read(span.offset + filled, span.length - filled, into=buffer.view[filled:])
                 self._lines.answered(line, span.length)
             except Interrupted:
                 checkpoint(0)

@@ -48,7 +48,8 @@ class Outflow:
         self._ready: dict[tuple[int, int], Portion] = {}
         self._names: dict[int, str] = {}
         self._in_hand: dict[tuple[int, int], str] = {}
-        self._changed = threading.Condition()
+        self._awaited: dict[tuple[int, int], threading.Event] = {}
+        self._lock = threading.Lock()
         self.lanes: Lanes[_NoKit] = Lanes(
             spans,
             read=self._write,
@@ -59,10 +60,12 @@ class Outflow:
 
     def hand_on(self, index: int, portion: Portion) -> None:
         """`portion` of file `index` may be sent. From any thread."""
-        with self._changed:
+        key = (index, portion.number * portion.stream.step)
+        with self._lock:
             self._names[index] = portion.stream.feed.name
-            self._ready[index, portion.number * portion.stream.step] = portion
-            self._changed.notify_all()
+            self._ready[key] = portion
+            if (awaited := self._awaited.pop(key, None)) is not None:
+                awaited.set()
 
     async def run(self) -> None:
         """Send everything. Raises the first error, bare."""
@@ -70,7 +73,7 @@ class Outflow:
 
     def sending(self) -> list[str]:
         """Names of the files that are being sent now: what has come in of them waits for the destination alone."""
-        with self._changed:
+        with self._lock:
             return sorted(set(self._in_hand.values()))
 
     def stuck(self) -> list[str]:
@@ -81,22 +84,26 @@ class Outflow:
         span = lease.span
         lease.take(span.length)
         portion, key = self._wait(span, checkpoint), (span.index, span.offset)
-        with self._changed:
+        with self._lock:
             self._in_hand[key] = portion.stream.feed.name
         try:
             with self._pauses.ended_by(checkpoint):
                 self._send(portion, checkpoint)
         finally:
-            with self._changed:
+            with self._lock:
                 del self._in_hand[key]
             if portion.buffer is not None:
                 self._buffers.give(portion.buffer)
         checkpoint(span.length)
 
     def _wait(self, span: Span, checkpoint: Checkpoint) -> Portion:
-        key = (span.index, span.offset)
-        with self._changed:
-            while (portion := self._ready.pop(key, None)) is None:
-                self._changed.wait(_LOOK_S)
-                checkpoint(0)
-        return portion
+        key, came = (span.index, span.offset), threading.Event()
+        with self._lock:
+            if key in self._ready:
+                came.set()
+            else:
+                self._awaited[key] = came
+        while not came.wait(_LOOK_S):
+            checkpoint(0)
+        with self._lock:
+            return self._ready.pop(key)

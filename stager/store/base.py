@@ -55,10 +55,18 @@ class Reader(Protocol):
     """One lane's connection and its one reused buffer. Not for two threads at once, but for `interrupt`."""
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         """Gives `sink` exactly the bytes [offset, offset + length) and returns what the answer said of the whole object.
 
+        With `into`, a writable view of `length` bytes, they are put there, and what `sink` gets are views of it: a copy saved for who wants to keep them.
         With `etag`, the bytes are of that version: `ObjectChanged` when it is no longer there. `length` 0 asks for nothing and
         gives `sink` nothing. Raises `NotFound`, `AccessDenied` (`MustRestore` for archived objects), `RemoteError` for what may pass,
         a body that ends early or an answer that is not the range asked for among it; nothing beyond the range ever

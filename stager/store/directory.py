@@ -151,25 +151,39 @@ class DirectoryReader:
         self._interrupted = False
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         """As `Reader.read`."""
         self._interrupted = False  # one that came between two reads was for none
         fd = self._store.open(name)
         try:
-            return self._copy(fd, name, offset, length, sink, etag)
+            return self._copy(fd, name, offset, length, sink, etag, into)
         finally:
             with suppress(OSError):
                 os.close(fd)
 
     def _copy(
-        self, fd: int, name: str, offset: int, length: int, sink: Sink, etag: str | None
+        self,
+        fd: int,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        etag: str | None,
+        into: memoryview | None,
     ) -> StoredObject:
         subject = f"`{shown(os.path.join(self._store.root, name))}`"
         before = self._look(fd, name, subject)
         if etag is not None and etag != before.etag:
             raise ObjectChanged(f"{subject} is no longer the version that was asked for")
-        end = offset + length
+        start, end = offset, offset + length
         if end > before.size:
             raise RemoteError(f"{subject} has {before.size} bytes, asked for {offset}-{end}")
         with suppress(OSError):
@@ -177,13 +191,14 @@ class DirectoryReader:
         while offset < end:
             if self._interrupted:
                 raise Interrupted(f"the read of {subject} was interrupted")
+            view = into[offset - start :] if into is not None else self._view
             try:
-                moved = os.preadv(fd, [self._view[: min(BLOCK, end - offset)]], offset)
+                moved = os.preadv(fd, [view[: min(BLOCK, end - offset)]], offset)
             except OSError as exc:
                 raise from_oserror(exc, subject) from exc
             if not moved:
                 break
-            sink(self._view[:moved])
+            sink(view[:moved])
             offset += moved
         if self._look(fd, name, subject).etag != before.etag:
             raise ObjectChanged(f"{subject} changed while it was read")

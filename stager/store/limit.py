@@ -83,7 +83,14 @@ class LimitedReader:
         self._interrupted = False
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         """As `Reader.read`."""
         with self._lock:
@@ -106,7 +113,7 @@ class LimitedReader:
 
         try:
             pay()
-            return self._reader.read(name, offset, length, paced, etag=etag)
+            return self._reader.read(name, offset, length, paced, etag=etag, into=into)
         finally:
             with self._lock:
                 self._reading = False

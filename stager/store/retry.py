@@ -204,7 +204,14 @@ class RetryingReader:
         self._interrupted = False
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         """As `Reader.read`."""
         with self._lock:
@@ -212,13 +219,15 @@ class RetryingReader:
         try:
             if etag is None and length:
                 etag = self._head(name).etag
-            return self._read(name, offset, length, sink, etag)
+            return self._read(name, offset, length, sink, etag, into)
         finally:
             with self._lock:
                 self._reading = False
 
-    def _read(self, name: str, offset: int, length: int, sink: Sink, etag: str | None) -> StoredObject:
-        end = offset + length
+    def _read(
+        self, name: str, offset: int, length: int, sink: Sink, etag: str | None, into: memoryview | None
+    ) -> StoredObject:
+        start, end = offset, offset + length
         patience = self._retries.patience(f"read of `{shown(name)}`")
         own: BaseException | None = None
 
@@ -240,7 +249,8 @@ class RetryingReader:
         while True:
             try:
                 check()
-                return self._reader.read(name, offset, end - offset, taken, etag=etag)
+                rest = into[offset - start :] if into is not None else None
+                return self._reader.read(name, offset, end - offset, taken, etag=etag, into=rest)
             except RemoteError as exc:
                 if exc is own:
                     raise

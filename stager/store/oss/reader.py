@@ -27,7 +27,14 @@ class OssReader:
         self._own: BaseException | None = None
 
     def read(
-        self, name: str, offset: int, length: int, sink: Sink, *, etag: str | None = None
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
     ) -> StoredObject:
         """As `Reader.read`."""
         key = self._client.key(self._prefix, name)
@@ -41,7 +48,7 @@ class OssReader:
             if etag is not None and found.etag != etag:
                 raise ObjectChanged(f"{subject} is no longer the version that was asked for")
             if length:
-                self._deliver(subject, length, sink)
+                self._deliver(subject, length, sink, into)
         except BaseException as exc:
             connection.drop()
             if connection.stopped and exc is not self._own and isinstance(exc, Exception):
@@ -77,20 +84,21 @@ class OssReader:
             )
         return described(name, given.size, result.headers)
 
-    def _deliver(self, subject: str, length: int, sink: Sink) -> None:
+    def _deliver(self, subject: str, length: int, sink: Sink, into: memoryview | None) -> None:
         assert self._line.answer is not None
         connection, left = self._line.connection, length
         with connection.body(self._line.answer.response) as receive:
             while left:
+                view = into[length - left :] if into is not None else self._view
                 try:
-                    got = receive(self._view[: min(BLOCK, left)])
+                    got = receive(view[: min(BLOCK, left)])
                 except (OSError, http.client.HTTPException) as exc:
                     raise unreachable(exc, subject) from exc
                 if not got:
                     raise RemoteError(f"{subject}: the answer ended {left} bytes early")
                 left -= got
                 try:
-                    sink(self._view[:got])
+                    sink(view[:got])
                 except BaseException as exc:
                     self._own = exc
                     raise
