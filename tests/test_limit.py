@@ -93,7 +93,7 @@ class Uneven(DirectoryStore):
         def __init__(self, reader) -> None:
             self._reader = reader
 
-        def read(self, name, offset, length, sink, *, etag=None):
+        def read(self, name, offset, length, sink, **_):
             content = bytearray()
             stored = self._reader.read(name, offset, length, content.extend, etag=etag)
             at = 0
