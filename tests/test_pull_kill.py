@@ -82,7 +82,7 @@ def the_upload(bed: PullBed, name: str) -> Pending:
 def test_killed_at_random_moments_it_ends_byte_identical(large: PullBed) -> None:
     dice = random.Random(1)
     kills = 0
-    for at in range(6):
+    for at in range(4):
         threshold = dice.randrange(2 * PART)
         before = large.hub.bytes_sent("large-*")
         running = large.start(*FEW, "--max-rate", "60MiB")
