@@ -95,7 +95,7 @@ class Uneven(DirectoryStore):
 
         def read(self, name, offset, length, sink, **_):
             content = bytearray()
-            stored = self._reader.read(name, offset, length, content.extend, etag=etag)
+            stored = self._reader.read(name, offset, length, content.extend, etag=_.get("etag"))
             at = 0
             for size in itertools.cycle((BLOCK - 1, BLOCK, 1000, 1)):
                 if at >= length:
