@@ -393,6 +393,9 @@ def test_mirror_leaves_other_models_alone(pullbed: PullBed) -> None:
     for name, data in theirs.items():
         pullbed.oss.put(pullbed.prefix + name, data)
     pullbed.oss.put(pullbed.prefix + "r1.txt", b"no model's")
+    line = pullbed.refused(2, "--mirror")
+    assert "which no pull has filled so far" in line
+    pullbed.good()
     done = pullbed.pull("--json", "--dry-run", "--mirror")
     assert done.event("pull_forecast")["removes"] == ["r1.txt"]
     assert pullbed.good("--mirror")["removed"] == 1
@@ -508,7 +511,7 @@ def test_models_that_may_not_be_read(pullbed: PullBed) -> None:
     assert "ms://acme/nothing does not exist" in nothing
     assert "`v1.0`" in revision
     assert "`v1.1`" in revision
-    assert "hf://acme/tiny has no revision `mein`\nhint: there are `main`" in branch
+    assert "hf://acme/tiny has no revision `mein`\nhint: its revisions: `main`" in branch
     assert pullbed.written() == []
 
     done = pulls(pullbed, ("acme/private",), ("acme/gated",), ("hf://acme/gated",), token=True)

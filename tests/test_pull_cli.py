@@ -19,6 +19,7 @@ from stager.core.source import Source
 from stager.jobs.options import Proof, PullOptions, VerifyOptions
 from stager.store.opening import StoreOptions
 from tests.harness import Box
+from tests.pullbed import PullBed
 
 MIB = 1 << 20
 Parse = Callable[..., Any]
@@ -217,3 +218,11 @@ def test_what_is_clear_is_not_refused(
     (tmp_path / "owner" / "r1").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     refuse_mistaken(Asked.parse(source), at(dest))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(("--quant", "Q4_K_M"), "--quant"), (("--variant", "fp16"), "--variant")]
+)
+def test_a_choice_for_no_engine_is_refused(pullbed: PullBed, words: tuple[str, ...], said: str) -> None:
+    line = pullbed.refused(2, *words)
+    assert f"{said} says nothing without --for" in line

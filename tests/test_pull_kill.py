@@ -231,6 +231,24 @@ def test_another_revision_does_not_go_on_with_the_parts_of_the_last(large: PullB
     large.complete()
 
 
+def test_parts_of_another_revision_are_not_taken_for_this_ones_after_two_kills(large: PullBed) -> None:
+    """The second run dies before it comes to the file: the manifest promises the new content then, and the parts are those of the old."""
+    interrupted(large)
+    old = {one.key.removeprefix(large.prefix) for one in parts(large)}
+    large.commit({name: os.urandom(large.repo.files[name].size) for name in old})
+    fault = HubFault("hang", times=None, host="cdn", seconds=60)
+    large.hub.faults.add(fault)
+    second = large.start(*FEW)
+    until(lambda: large.manifest().get("strangers") and fault.fired, "the manifest of the second run")
+    kill(second)
+    large.oss.remove(large.prefix + LEASE)
+    large.hub.faults.clear()
+    large.forget()
+    done = large.good("--verify", "crc")  # nothing else would tell
+    assert done["resumed"] == 0
+    large.complete()
+
+
 # Stopped
 
 

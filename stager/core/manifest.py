@@ -37,7 +37,8 @@ class Manifest:
     """What a writer of models promises. `state` is ``complete`` or ``updating``; readers refuse the latter.
 
     `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else. `unproven` are the paths whose objects were
-    completed from parts of an earlier pull and not yet read back; pull alone reads it.
+    completed from parts of an earlier pull and not yet read back. `strangers` are the unfinished uploads, by id, that were there before the first pull of
+    this content: nobody knows what they hold, so they are never gone on with. Both are for pull alone.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     fetched: Origin | None = None
     unproven: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
 
     @staticmethod
     def parse(raw: bytes) -> Manifest:
@@ -55,10 +57,10 @@ class Manifest:
             if not isinstance(body, dict) or not isinstance(body.get("files"), list):
                 raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT)
             files = tuple(_entry(item) for item in body["files"])
-            origin, unproven = _origin(body.get("fetched")), _paths(body.get("unproven", []))
-            return Manifest(
-                str(body["source"]), str(body["revision"]), str(body["state"]), files, origin, unproven
-            )
+            origin = _origin(body.get("fetched"))
+            unproven, strangers = _paths(body.get("unproven", [])), _texts(body.get("strangers", []))
+            source, revision, state = str(body["source"]), str(body["revision"]), str(body["state"])
+            return Manifest(source, revision, state, files, origin, unproven, strangers)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
@@ -78,6 +80,8 @@ class Manifest:
             body["fetched"] = asdict(self.fetched)
         if self.unproven:
             body["unproven"] = self.unproven
+        if self.strangers:
+            body["strangers"] = self.strangers
         return (
             json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
         )
@@ -118,9 +122,14 @@ def _origin(item: object) -> Origin | None:
 
 def _paths(item: object) -> tuple[str, ...]:
     """A list of paths inside a model. Raises as `_entry`."""
-    if not isinstance(item, list) or not all(isinstance(path, str) for path in item):
-        raise TypeError("not a list of paths")
-    return tuple(FileEntry(path, 0).path for path in item)
+    return tuple(FileEntry(path, 0).path for path in _texts(item))
+
+
+def _texts(item: object) -> tuple[str, ...]:
+    """A list of texts. Raises as `_entry`."""
+    if not isinstance(item, list) or not all(isinstance(one, str) for one in item):
+        raise TypeError("not a list of texts")
+    return tuple(item)
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:

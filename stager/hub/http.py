@@ -205,12 +205,14 @@ class HttpReader:
     def _ask(
         self, name: str, region: Mapping[str, str], ranged: Mapping[str, str]
     ) -> tuple[Connection, http.client.HTTPResponse]:
-        """The answer, beginning at the hub. A refusal is final: nobody has a fresher address."""
+        """The answer, beginning at the hub. What the hub refuses is refused; an address that it has just given may be a stale one of its own cache."""
         asked = self._shelf.address(name)
         try:
             return self._follow(name, asked.url, {**asked.private, **region}, ranged)
         except _Refused as exc:
-            raise exc.error from None
+            if exc.at_hub or exc.status not in _REFUSALS:
+                raise exc.error from None
+            raise RemoteError(f"{exc.error.message}; the hub has just given that address") from None
 
     def _follow(
         self, name: str, url: str, private: Mapping[str, str], ranged: Mapping[str, str]
@@ -266,7 +268,7 @@ class HttpReader:
             token=self._shelf.token,
             now=time.time(),
         )
-        return _Refused(error, response.status)
+        return _Refused(error, response.status, at_hub=at_hub)
 
     def _deliver(
         self,
@@ -325,9 +327,9 @@ class HttpReader:
 class _Refused(Exception):
     """An answer that says no. Within this module: `error` is what leaves it."""
 
-    def __init__(self, error: StagerError, status: int) -> None:
+    def __init__(self, error: StagerError, status: int, *, at_hub: bool) -> None:
         super().__init__(status)
-        self.error, self.status = error, status
+        self.error, self.status, self.at_hub = error, status, at_hub
 
 
 class _Unreached(Exception):

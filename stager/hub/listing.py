@@ -57,7 +57,7 @@ def unknown_revision(source: str, revision: str, known: Iterable[str]) -> NotFou
     """The error for a revision that is not among those that are `known`, with the nearest names in its hint."""
     names = sorted(set(known))
     near = difflib.get_close_matches(revision, names, n=3, cutoff=0.5) or names[:5]
-    hint = "there are " + ", ".join(f"`{shown(name)}`" for name in near) if near else None
+    hint = "its revisions: " + ", ".join(f"`{shown(name)}`" for name in near) if near else None
     return NotFound(f"{shown(source)} has no revision `{shown(revision)}`", hint=hint)
 
 

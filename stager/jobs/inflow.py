@@ -119,12 +119,12 @@ class Stream:
 def refuse_large(streams: Sequence[Stream], buffer: int) -> None:
     """Raise `ResourceRefused` where a part of one of `streams` would not fit into `buffer` bytes."""
     largest = max(streams, key=lambda one: one.feed.size, default=None)
-    if largest is None or largest.step <= buffer:
+    if largest is None or (needed := min(largest.step, largest.feed.size)) <= buffer:
         return
-    size, part = format_size(largest.feed.size), format_size(largest.step)
+    size, part = format_size(largest.feed.size), format_size(needed)
     raise ResourceRefused(
         f"`{shown(largest.feed.name)}` of {size} goes in parts of {part}, and --buffer holds {format_size(buffer)}",
-        hint=f"give `--buffer {format_size(2 * largest.step).replace(' ', '')}` or more",
+        hint=f"give `--buffer {format_size(2 * needed).replace(' ', '')}` or more",
     )
 
 

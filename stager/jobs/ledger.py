@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stager import __version__
@@ -62,11 +63,15 @@ class Ledger:
             sha256 = row.sha256
         return FileEntry(file.entry.path, file.entry.size, sha256.lower() if sha256 else None, crc)
 
-    def begin(self, unproven: Iterable[str]) -> None:
-        """Say that the model is being changed: from now on nobody takes it for one. `unproven` paths are to be read back before they count."""
+    def begin(self, unproven: Iterable[str], strangers: Iterable[str] = ()) -> None:
+        """Say that the model is being changed: from now on nobody takes it for one.
+
+        `unproven` paths are to be read back before they count; `strangers` are ids of unfinished uploads that are nothing of this pull's.
+        """
         promised = {path: self.entry(file, None) for path, file in self._files.items()}
         self._begun = True
-        self._write(self._manifest(UPDATING, promised, unproven))
+        manifest = self._manifest(UPDATING, promised, unproven)
+        self._write(replace(manifest, strangers=tuple(sorted(strangers))))
 
     def conclude(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
         """Say that the model is whole; `entries` are all files of the pull, by path. Whether that had to be written."""

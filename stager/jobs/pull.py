@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stager.core.engines import choose
 from stager.core.errors import AccessDenied, DeadlineExceeded, NotFound, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.location import Scheme
+from stager.core.manifest import UPDATING
 from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
 from stager.core.select import selected
@@ -96,7 +97,7 @@ class Pull:
             standing = await self._survey()
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
-        unfinished = standing.resumable & await self._unfinished()
+        unfinished, _ = await self._unfinished(standing)
         assert self._snapshot is not None
         self._reporter.emit(
             PullForecast(
@@ -145,6 +146,11 @@ class Pull:
         """Raise `UsageError` when another model lies there: it would be overwritten in part, and lost."""
         assert self._snapshot is not None
         before = standing.manifest
+        if self._options.mirror and before is None and standing.problem is None and standing.obsolete:
+            raise UsageError(
+                f"--mirror would remove {count(len(standing.obsolete), 'file')} from `{shown(str(self._options.dest))}`, which no pull has filled so far",
+                hint="pull once without --mirror first, or choose an empty place",
+            )
         if before is None or before.source == self._snapshot.source or self._options.mirror:
             return
         raise UsageError(
@@ -204,13 +210,13 @@ class Pull:
         self._remember(standing, ledger)
         wanted = await self._doubts(standing)
         obsolete = standing.obsolete if options.mirror else ()
-        resumable: frozenset[str] = frozenset()
-        if not options.restart:  # what was read and is wrong cannot be gone on with
-            read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
-            resumable = (standing.resumable & await self._unfinished()) - read
+        ours, strangers = await self._unfinished(standing)
+        # What was read and is wrong cannot be gone on with.
+        read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
+        resumable = ours - read if not options.restart else frozenset()
         if wanted or obsolete:
             doubts = [one.entry.path for one in wanted if one.entry.path in resumable]
-            begin = partial(ledger.begin, [*self._unproven(standing), *doubts])
+            begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
             await runtime.in_thread("writing the manifest", begin)
         if wanted:
             await self._move(wanted, resumable)
@@ -272,17 +278,28 @@ class Pull:
             discard=self._options.restart,
         )
 
-    async def _unfinished(self) -> frozenset[str]:
-        """Paths below the destination for which an upload was begun and not ended; of a folder, all that there may be."""
-        adapter = getattr(self._store, "adapter", self._store)
-        adapter = getattr(adapter, "adapter", adapter)
-        unfinished = getattr(adapter, "unfinished", None)
-        if unfinished is None:
-            return frozenset(one.entry.path for one in self._files)
+    async def _unfinished(self, standing: Standing) -> tuple[frozenset[str], frozenset[str]]:
+        """The paths of which an earlier run of this very pull left an unfinished upload, and the ids of all other uploads.
+
+        An upload does not say what it holds. It is ours if it was begun while the manifest promised the same content, and was not there before that.
+        """
+        adapter: Any = self._store
+        while hasattr(adapter, "adapter"):
+            adapter = adapter.adapter
         retried = getattr(self._store, "call", lambda _what, call: call())
-        look = partial(retried, "list of unfinished uploads", lambda: list(unfinished()))
+        look = partial(retried, "list of unfinished uploads", lambda: list(adapter.unfinished()))
         begun = await runtime.in_thread("listing unfinished uploads", look)
-        return frozenset(one.name for one in begun)
+        before = standing.manifest
+        known = before is not None and before.state == UPDATING
+        strangers = {
+            one.upload_id
+            for one in begun
+            if before is None
+            or not known
+            or one.upload_id in before.strangers
+            or one.name not in standing.resumable
+        }
+        return frozenset(one.name for one in begun if one.upload_id not in strangers), frozenset(strangers)
 
     # What is said
 
@@ -354,6 +371,12 @@ def chosen(snapshot: Snapshot, options: PullOptions) -> tuple[list[HubFile], lis
     Raises `NotFound` when nothing is, and as `stager.core.engines.choose`.
     """
     dropped: dict[str, str] = {}
+    if options.engine is None and (options.quant or options.variant):
+        option = "--quant" if options.quant else "--variant"
+        raise UsageError(
+            f"{option} says nothing without --for",
+            hint=f"say what will load the model, as `--for {'llama.cpp' if options.quant else 'diffusers'}`",
+        )
     if options.engine is not None:
         pairs = [(one.entry.path, one.entry.size) for one in snapshot.files]
         dropped = dict(choose(options.engine, pairs, quant=options.quant, variant=options.variant).dropped)

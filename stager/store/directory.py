@@ -23,8 +23,8 @@ from stager.core.errors import (
 )
 from stager.core.units import shown
 from stager.node.filesystems import object_store_at
-from stager.store.base import BLOCK, Sink, StoredObject
-from stager.store.directory_upload import DirectoryUpload, exists, stored, unfinished
+from stager.store.base import BLOCK, Sink, StoredObject, Unfinished
+from stager.store.directory_upload import DirectoryUpload, exists, started, stored, unfinished
 from stager.store.mounted import MountedUpload
 
 _NAMES = 16  # of one folder in a listing: links between folders can make more names than there are files
@@ -112,6 +112,22 @@ class DirectoryStore:
                 while folder:
                     os.rmdir(os.path.join(self._path, folder))
                     folder = os.path.dirname(folder)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """The files of uploads that were begun and not completed. Where files are written straight to their names, every file may be one.
+
+        The id changes with every byte that is written.
+        """
+        for folder, _, names in os.walk(self._path):
+            for name in names:
+                path = os.path.join(folder, name)
+                whose = name if self._writes_in_place() else started(name)
+                if whose is None:
+                    continue
+                with suppress(OSError):
+                    stat = os.lstat(path)
+                    below = os.path.relpath(os.path.join(folder, whose), self._path)
+                    yield Unfinished(below, stored(below, stat).etag, stat.st_mtime)
 
     def open(self, name: str) -> int:
         """A descriptor of the file `name`, for reading. Raises as `head` does."""

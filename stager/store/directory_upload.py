@@ -40,6 +40,11 @@ def unfinished(base: str) -> bool:
     return base.startswith(".") and base.endswith(".part")
 
 
+def started(base: str) -> str | None:
+    """The base name of the file that the upload in a file of this base name was to become; None where it is no upload."""
+    return base[1:].removesuffix(".part") if unfinished(base) else None
+
+
 class DirectoryUpload:
     """An `Upload`: a file ``.NAME.part`` beside NAME, locked while it is written, synced and renamed by `complete`.
 
