@@ -75,6 +75,19 @@ def test_a_snapshot_has_all_files_by_path(place: Place) -> None:
         assert one.entry.sha256 == (hashlib.sha256(content).hexdigest() if place.hashed(content) else None)
 
 
+def test_bytes_can_be_put_where_they_are_kept(place: Place) -> None:
+    path = "model-00001-of-00002.safetensors"
+    content = FILES[path]
+    [version] = [one.version for one in place.hub.snapshot().files if one.entry.path == path]
+    room, seen = bytearray(len(content) - 7), []
+    place.hub.reader().read(
+        path, 7, len(room), lambda view: seen.append(view.obj is room), etag=version, into=memoryview(room)
+    )
+    assert bytes(room) == content[7:]
+    assert len(seen) > 1
+    assert all(seen)
+
+
 def test_a_snapshot_again_is_the_same(place: Place) -> None:
     assert place.hub.snapshot() == place.hub.snapshot()
 

@@ -327,6 +327,17 @@ def test_a_read_gives_exactly_the_range(place: Place, offset: int, length: int) 
     reader.close()
 
 
+def test_bytes_can_be_put_where_they_are_kept(place: Place) -> None:
+    place.put("a", DATA)
+    room, seen = bytearray(len(DATA) - 7), []
+    place.store.reader().read(
+        "a", 7, len(room), lambda view: seen.append(view.obj is room), into=memoryview(room)
+    )
+    assert bytes(room) == DATA[7:]
+    assert seen
+    assert all(seen)
+
+
 def test_a_read_of_nothing_gives_nothing(place: Place) -> None:
     place.put("a", DATA)
     place.put("empty", b"")
