@@ -22,7 +22,7 @@ from stager.core.events import Event
 from stager.core.lease import EXPIRY_S, PATH, Lease
 from stager.core.location import Location
 from stager.engine import runtime
-from stager.jobs.lease import PULSE, Pulse, Tenure, acquire
+from stager.jobs.lease import INTERVALS, Intervals, Tenure, acquire
 from stager.node import processes
 from stager.store.base import Store, StoredObject, Upload
 from stager.store.opening import StoreOptions, open_store
@@ -30,7 +30,7 @@ from tests.harness import ROOT, environment, until
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss
 
-QUICK = Pulse(heartbeat=0.03, expiry=20.0, look=0.02, settle=0.05, farewell=1.0)
+QUICK = Intervals(heartbeat=0.03, expiry=20.0, look=0.02, settle=0.05, farewell=1.0)
 HOLD = """
 import sys, anyio
 from stager.core.location import Location
@@ -83,14 +83,16 @@ class Destination:
         assert found is not None
         return found
 
-    def take(self, *, wait: bool = False, heard: Heard | None = None, pulse: Pulse = QUICK) -> Tenure:
-        return anyio.run(partial(acquire, self.store(), wait=wait, reporter=heard or Heard(), pulse=pulse))
+    def take(self, *, wait: bool = False, heard: Heard | None = None, intervals: Intervals = QUICK) -> Tenure:
+        return anyio.run(
+            partial(acquire, self.store(), wait=wait, reporter=heard or Heard(), intervals=intervals)
+        )
 
-    def hold(self, body: Callable[[], Awaitable[None]], pulse: Pulse = QUICK) -> None:
+    def hold(self, body: Callable[[], Awaitable[None]], intervals: Intervals = QUICK) -> None:
         """A pull whose work is `body`, as the command does it."""
 
         async def main() -> None:
-            tenure = await acquire(self.store(), wait=False, reporter=Heard(), pulse=pulse)
+            tenure = await acquire(self.store(), wait=False, reporter=Heard(), intervals=intervals)
             try:
                 async with tenure.kept():
                     await body()
@@ -227,7 +229,7 @@ def test_a_holder_killed_on_this_node_makes_room_at_once(dest: Destination) -> N
     finally:
         child.kill()
     until(lambda: processes.status_fields(child.pid)[:1] in (["Z"], []), "its death")
-    anyio.run(dest.take(pulse=QUICK).release)  # nobody has waited for it yet
+    anyio.run(dest.take(intervals=QUICK).release)  # nobody has waited for it yet
     child.wait()
     dest.write(stranger_here(child.pid, 5.0))
     anyio.run(dest.take().release)
@@ -287,7 +289,7 @@ def test_of_many_that_begin_at_once_one_wins(dest: Destination) -> None:
         def contend(barrier: threading.Barrier = barrier, outcomes: list[object] = outcomes) -> None:
             barrier.wait()
             try:
-                outcomes.append(dest.take(pulse=replace(QUICK, settle=0.3)))
+                outcomes.append(dest.take(intervals=replace(QUICK, settle=0.3)))
             except Busy as exc:
                 outcomes.append(exc)
 
@@ -324,7 +326,7 @@ def test_a_slow_taker_deletes_the_lease_of_a_fast_one_and_one_has_it_in_the_end(
     slow_has_it = threading.Event()
 
     def be_slow() -> None:
-        outcomes.append(anyio.run(partial(acquire, slow, wait=False, reporter=Heard(), pulse=QUICK)))
+        outcomes.append(anyio.run(partial(acquire, slow, wait=False, reporter=Heard(), intervals=QUICK)))
         slow_has_it.set()
 
     with in_thread(be_slow) as raised:
@@ -341,7 +343,7 @@ def test_a_slow_taker_deletes_the_lease_of_a_fast_one_and_one_has_it_in_the_end(
 
         fast.head = looking  # type: ignore[method-assign]
         with pytest.raises(Busy):
-            anyio.run(partial(acquire, fast, wait=False, reporter=Heard(), pulse=QUICK))
+            anyio.run(partial(acquire, fast, wait=False, reporter=Heard(), intervals=QUICK))
     assert raised == []
     assert dest.lease().token == outcomes[0]._lease.token
 
@@ -361,7 +363,7 @@ def test_one_that_came_to_life_meanwhile_is_left_alone(dest: Destination) -> Non
 
     store.head = looking  # type: ignore[method-assign]
     with pytest.raises(Busy, match="pid 7"):
-        anyio.run(partial(acquire, store, wait=False, reporter=Heard(), pulse=QUICK))
+        anyio.run(partial(acquire, store, wait=False, reporter=Heard(), intervals=QUICK))
     assert dest.lease().token == "faster"
 
 
@@ -526,7 +528,7 @@ def test_cancelled_it_is_given_back(dest: Destination) -> None:
             await anyio.sleep(20)
 
         with anyio.move_on_after(0.15):
-            tenure = await acquire(dest.store(), wait=False, reporter=Heard(), pulse=QUICK)
+            tenure = await acquire(dest.store(), wait=False, reporter=Heard(), intervals=QUICK)
             try:
                 async with tenure.kept():
                     await body()
@@ -542,7 +544,7 @@ def test_cancelled_while_it_is_taken_nothing_stays_behind(oss: Oss, bucket: Dest
 
     async def main() -> None:
         with anyio.move_on_after(0.2) as scope:
-            await acquire(bucket.store(), wait=False, reporter=Heard(), pulse=QUICK)
+            await acquire(bucket.store(), wait=False, reporter=Heard(), intervals=QUICK)
         assert scope.cancelled_caught
 
     anyio.run(main)
@@ -551,7 +553,7 @@ def test_cancelled_while_it_is_taken_nothing_stays_behind(oss: Oss, bucket: Dest
 
 
 def test_a_store_that_does_not_answer_holds_nobody_up(oss: Oss, bucket: Destination) -> None:
-    tenure = bucket.take(pulse=replace(QUICK, farewell=0.2))
+    tenure = bucket.take(intervals=replace(QUICK, farewell=0.2))
     oss.faults.add(Fault("hang", times=None, seconds=60))
     began = time.monotonic()
     anyio.run(tenure.release)
@@ -560,7 +562,7 @@ def test_a_store_that_does_not_answer_holds_nobody_up(oss: Oss, bucket: Destinat
 
 
 def test_the_usual_times() -> None:
-    assert (PULSE.heartbeat, PULSE.expiry, PULSE.look, PULSE.settle) == (10, 40, 2, 1)
-    assert PULSE.farewell == 2
+    assert (INTERVALS.heartbeat, INTERVALS.expiry, INTERVALS.look, INTERVALS.settle) == (10, 40, 2, 1)
+    assert INTERVALS.farewell == 2
     assert issubclass(Busy, RemoteError)
     assert issubclass(Busy, StagerError)

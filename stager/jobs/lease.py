@@ -34,7 +34,7 @@ _VERSIONS = 5  # read in a row, each replaced while it was read: a heartbeat com
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class Intervals:
     """The times of a lease, in seconds.
 
     `heartbeat` lies between two of ours, and after `expiry` without any we end; `look` lies between two looks at somebody else's lease, and
@@ -49,16 +49,18 @@ class Pulse:
     farewell: float = 2.0
 
 
-PULSE = Pulse()
+INTERVALS = Intervals()
 
 
-async def acquire(store: Store, *, wait: bool, reporter: Reporter, pulse: Pulse = PULSE) -> Tenure:
+async def acquire(
+    store: Store, *, wait: bool, reporter: Reporter, intervals: Intervals = INTERVALS
+) -> Tenure:
     """The lease of the destination `store`, ours from now on.
 
     While somebody else who is alive has it: raises `Busy`, or with `wait` says so once and waits. The lease of a dead holder is taken over.
     Cancelled, nothing of ours stays behind. Raises `StagerError` where the lease can be neither read nor written.
     """
-    tenure = Tenure(store, pulse)
+    tenure = Tenure(store, intervals)
     told = False
     try:
         while (holder := await tenure.claim()) is not None:
@@ -68,7 +70,7 @@ async def acquire(store: Store, *, wait: bool, reporter: Reporter, pulse: Pulse 
                 message = f"waiting for another pull into `{shown(store.root)}`: {holder.name}"
                 reporter.emit(Note("info", "waiting", message))
                 told = True
-            await runtime.sleep(pulse.look, f"waiting for {holder.name}")
+            await runtime.sleep(intervals.look, f"waiting for {holder.name}")
     except BaseException:
         await tenure.release()
         raise
@@ -105,9 +107,9 @@ class _Holder:
 class Tenure:
     """Our claim on a destination, from `acquire`: keep it with `kept`, and `release` it whatever happens."""
 
-    def __init__(self, store: Store, pulse: Pulse) -> None:
+    def __init__(self, store: Store, intervals: Intervals) -> None:
         """Nothing is asked yet."""
-        self._store, self._pulse = store, pulse
+        self._store, self._intervals = store, intervals
         # One attempt each, unlimited: a heartbeat that is late is made up for by the next, and must not queue behind the model's bytes.
         self._bare: Store = getattr(store, "adapter", store)
         self._here = Here(os.uname().nodename, processes.boot_id(), processes.pid_namespace())
@@ -142,7 +144,7 @@ class Tenure:
             if found is None:
                 return None
             # Two may have found the same dead lease, and the slower one deleted the faster one's.
-            await runtime.sleep(self._pulse.settle, label)
+            await runtime.sleep(self._intervals.settle, label)
             if self._is_ours(await runtime.in_thread(label, partial(self._look, self._store))):
                 return None
         raise RemoteError(f"`{PATH}` in `{shown(self._store.root)}` comes and goes: nobody can hold it")
@@ -211,9 +213,9 @@ class Tenure:
 
     async def _beat(self) -> None:
         trouble, loss = "no answer", None
-        while (left := self._renewed + self._pulse.expiry - time.monotonic()) > 0:
-            await runtime.sleep(min(self._pulse.heartbeat, left))
-            with runtime.deadline(max(0.0, self._renewed + self._pulse.expiry - time.monotonic())):
+        while (left := self._renewed + self._intervals.expiry - time.monotonic()) > 0:
+            await runtime.sleep(min(self._intervals.heartbeat, left))
+            with runtime.deadline(max(0.0, self._renewed + self._intervals.expiry - time.monotonic())):
                 try:
                     loss = await runtime.unseen(self._renew)
                 except StagerError as error:
@@ -221,7 +223,7 @@ class Tenure:
             if loss is not None:
                 raise loss
         raise RemoteError(
-            f"the lease of `{shown(self._store.root)}` could not be renewed for {format_duration(self._pulse.expiry)}: {trouble}",
+            f"the lease of `{shown(self._store.root)}` could not be renewed for {format_duration(self._intervals.expiry)}: {trouble}",
             hint="run it again: it goes on where it was",
         )
 
@@ -246,10 +248,10 @@ class Tenure:
     # Giving it back
 
     async def release(self) -> None:
-        """Removes the lease if it is ours. Never raises, takes no longer than `Pulse.farewell`, and goes on when cancelled. May be called twice."""
+        """Removes the lease if it is ours. Never raises, takes no longer than `Intervals.farewell`, and goes on when cancelled. May be called twice."""
         if not self._written or self._over:
             return
-        with runtime.sheltered(self._pulse.farewell), suppress(Exception):
+        with runtime.sheltered(self._intervals.farewell), suppress(Exception):
             await runtime.in_thread("giving the lease back", self._give_back)
 
     def _give_back(self) -> None:
