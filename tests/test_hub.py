@@ -15,6 +15,7 @@ import pytest
 
 from stager.core.errors import (
     AccessDenied,
+    CannotServe,
     IntegrityError,
     Interrupted,
     NotFound,
@@ -236,7 +237,7 @@ def test_what_comes_before_is_not_read_without_end(stocked: HubLab) -> None:
     got = bytearray()
     model.reader().read("zeros", 64 << 20, 2, got.extend)
     assert bytes(got) == bytes(2)
-    with pytest.raises(RemoteError, match="this server ignores ranges"):
+    with pytest.raises(CannotServe, match="this server ignores ranges"):
         model.reader().read("zeros", (64 << 20) + 1, 1, pytest.fail)
 
 
@@ -484,8 +485,15 @@ def test_a_long_list_is_walked(hub: HubLab, env: Callable[..., None]) -> None:
 
 def test_a_folder_that_the_hub_cannot_list_whole_is_refused(hub: HubLab, env: Callable[..., None]) -> None:
     hub.repo("o/m").commit({f"shards/{at:04}": b"x" for at in range(3100)})
-    with pytest.raises(RemoteError, match=r"its folder `shards` has 3000 entries or more"):
+    with pytest.raises(CannotServe, match=r"its folder `shards` has 3000 entries or more"):
         bare("o/m").snapshot()
+
+
+def test_an_endpoint_of_hugging_face_without_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.example")
+    with pytest.raises(UsageError, match=r"HF_ENDPOINT: `hf-mirror\.example`") as caught:
+        bare("hf://o/m")
+    assert "https://" in (caught.value.hint or "")
 
 
 def test_huggingface_goes_through_all_pages(hub: HubLab, env: Callable[..., None]) -> None:
@@ -543,16 +551,37 @@ def test_a_push_in_between_is_seen(
     assert [one.entry.path for one in found.files] == ["a", "b"]
 
 
-def test_a_commit_that_only_removes_leaves_the_branch(hub: HubLab, env: Callable[..., None]) -> None:
-    """Such a commit is in no list of ModelScope's: the branch's name stays, and the checksums guard."""
+def test_a_commit_that_only_removes_is_named_by_the_one_before(hub: HubLab, env: Callable[..., None]) -> None:
+    """Such a commit is in no list of ModelScope's. All that is left is in the one before, as it is."""
     repo = hub.repo("o/m")
-    repo.commit({"small.bin": SMALL, "gone": b"gone"})
+    before = repo.commit({"small.bin": SMALL, "gone": b"gone"})
     repo.commit({"gone": None})
     model = bare("o/m")
     found = model.snapshot()
-    assert found.revision == "master"
+    assert found.revision == before
     assert [one.entry.path for one in found.files] == ["small.bin"]
+    repo.commit({"small.bin": BIG})
     assert read(model, "small.bin") == SMALL
+
+
+def test_where_no_commit_has_what_the_branch_has_its_list_names_it(
+    hub: HubLab, env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = hub.repo("o/m")
+    repo.commit({"small.bin": SMALL})
+    model = bare("o/m")
+    assert isinstance(model, ModelScopeHub)
+    sdk = model._sdk
+    real = sdk.files
+    monkeypatch.setattr(
+        sdk, "files", lambda name, revision: real(name, revision) if revision == "master" else []
+    )
+    first = model.snapshot()
+    assert first.revision.startswith("master~")
+    assert model.snapshot().revision == first.revision
+    assert read(model, "small.bin") == SMALL
+    repo.commit({"other": b"1"})
+    assert model.snapshot().revision != first.revision
 
 
 def test_names_that_no_folder_can_hold() -> None:

@@ -75,9 +75,16 @@ class Place:
         snapshot = Snapshot(SOURCE, revision, tuple(files))
         return anyio.run(partial(take_stock, self.store, snapshot, files, proof))
 
-    def ledger(self, *files: HubFile, revision: str = REVISION, source: str = SOURCE) -> Ledger:
+    def ledger(
+        self,
+        *files: HubFile,
+        revision: str = REVISION,
+        source: str = SOURCE,
+        others: tuple[HubFile, ...] = (),
+    ) -> Ledger:
+        """Of a pull of `files`; `others` are in the revision as well."""
         standing = self.stock(files, revision=revision)
-        return Ledger(self.store, Snapshot(source, revision, files), files, standing)
+        return Ledger(self.store, Snapshot(source, revision, (*files, *others)), files, standing)
 
 
 @pytest.fixture(params=["oss", "folder"])
@@ -178,13 +185,28 @@ def test_what_was_said_to_be_updating_is_said_to_be_complete_though_nothing_chan
 def test_rows_of_another_selection_are_kept(place: Place) -> None:
     place.send(a=NEW, gguf=OLD)
     place.note(row("a", NEW), row("gguf", OLD), unproven=("a", "gguf"))
-    ledger = place.ledger(hub_file("a", NEW))
+    ledger = place.ledger(hub_file("a", NEW), others=(hub_file("gguf", OLD),))
     ledger.begin([])
     assert place.manifest().rows().keys() == {"a", "gguf"}
     ledger.conclude({"a": row("a", NEW)}, [])
     concluded = place.manifest()
     assert concluded.files == (row("a", NEW), row("gguf", OLD))
     assert concluded.unproven == ("gguf",)  # what this pull did not look at is as doubtful as before
+
+
+@pytest.mark.parametrize("state", [COMPLETE, UPDATING])
+def test_rows_of_an_older_revision_are_kept_where_the_new_one_has_the_same_content(
+    place: Place, state: str
+) -> None:
+    place.send(a=NEW, gguf=OLD, other=OLD, promised=OLD)
+    promised = FileEntry(
+        "promised", len(OLD), sha256(OLD)
+    )  # without a CRC: nobody knows whether it was brought
+    place.note(row("gguf", OLD), row("other", OLD), promised, revision="older", state=state)
+    others = (hub_file("gguf", OLD), hub_file("other", NEW[: len(OLD)]), hub_file("promised", OLD))
+    place.ledger(hub_file("a", NEW), others=others).conclude({"a": row("a", NEW)}, [])
+    kept = {"a", "gguf", "promised"} if state == COMPLETE else {"a", "gguf"}
+    assert place.manifest().rows().keys() == kept
 
 
 def test_rows_whose_file_is_gone_or_has_another_size_are_not_kept(place: Place) -> None:

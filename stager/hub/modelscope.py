@@ -6,6 +6,7 @@ what it would print is not printed.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from urllib.parse import quote, urlencode
 
 from stager.core.errors import (
     AccessDenied,
+    CannotServe,
     NotFound,
     RemoteError,
     StagerError,
@@ -75,8 +77,8 @@ class ModelScopeHub:
         return self._sdk.credentials
 
     def snapshot(self) -> Snapshot:
-        """As `Hub.snapshot`. Where the hub does not say which commit a branch is at, the branch's name is the revision."""
-        rows, revision = self._pinned()
+        """As `Hub.snapshot`. Where no commit has what a branch has, the revision is the branch's name and a hash of its list."""
+        rows, revision, asked = self._pinned()
         listed = (
             Listed(row.path, row.size, row.sha256 or f"{revision}:{row.path}", row.sha256) for row in rows
         )
@@ -88,7 +90,7 @@ class ModelScopeHub:
                 self._source,
                 self._route,
                 found.files,
-                self._address(revision),
+                self._address(asked),
                 denied=_DENIED,
                 token=self._sdk.token,
                 region=self._region,
@@ -101,23 +103,29 @@ class ModelScopeHub:
             assert self._shelf is not None, "there is no snapshot yet"
             return HttpReader(self._shelf)
 
-    def _pinned(self) -> tuple[list[_Row], str]:
-        """The files, and the revision that they are of: a commit, where the list of a commit is the same as that of the branch."""
+    def _pinned(self) -> tuple[list[_Row], str, str]:
+        """The files, the revision that they are of, and the one to ask for their bytes: a commit, where that has all files of the branch as they are."""
         rows = self._list(self._asked)
         if _COMMIT.fullmatch(self._asked):
-            return rows, self._asked
+            return rows, self._asked, self._asked
         for _ in range(2):  # twice, for somebody may have pushed in between
             commit = max(rows, key=lambda row: row.when).commit
             if not _COMMIT.fullmatch(commit):
                 break
+            listed = {row.content for row in rows}
             try:
-                if {row.content for row in self._list(commit)} == {row.content for row in rows}:
-                    return rows, commit
+                known = {row.content for row in self._list(commit)}
             except NotFound:
-                pass
+                known = set()
+            if listed == known:
+                return rows, commit, commit
             rows = self._list(self._asked)
-        # A commit that only removed files is in no list. The checksums still say whether the files are those that were listed.
-        return rows, self._asked
+            # A later commit that only removed files is in no list. Nor are files that a list made during a push has not yet; the next one has them.
+            if listed < known and listed == {row.content for row in rows}:
+                return rows, commit, commit
+        # The checksums still say whether the files are those that were listed, and what was listed is what names this state of the branch.
+        state = "\n".join(sorted(map(repr, (row.content for row in rows))))
+        return rows, f"{self._asked}~{hashlib.sha256(state.encode()).hexdigest()[:12]}", self._asked
 
     def _list(self, revision: str) -> list[_Row]:
         try:
@@ -189,7 +197,7 @@ class _Sdk:
         return {"Authorization": f"Bearer {self.token}", "Cookie": f"m_session_id={self.token}"}
 
     def files(self, model: str, revision: str) -> list[_Row]:
-        """All files of a revision. Raises `RemoteError` when the hub cannot list them all."""
+        """All files of a revision. Raises `CannotServe` when the hub cannot list them all."""
         client = self._api.legacy
         with self._translated():
             entries = client.list_repo_files(
@@ -200,7 +208,7 @@ class _Sdk:
         folder, most = max(direct.items(), key=lambda one: one[1], default=("", 0))
         if most >= _LIMIT:
             where = f"its folder `{shown(folder)}`" if folder else "its top folder"
-            raise RemoteError(
+            raise CannotServe(
                 f"{self._source}: {where} has {most} entries or more, and the hub lists no more than {_LIMIT} of a folder",
                 hint="this model cannot be pulled whole from ModelScope",
             )

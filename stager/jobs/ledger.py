@@ -41,15 +41,25 @@ class Ledger:
         self._kept = self._rows_to_keep(standing)
 
     def _rows_to_keep(self, standing: Standing) -> dict[str, FileEntry]:
-        """What an earlier pull of the same revision with another selection brought, and is still there."""
+        """What earlier pulls with other selections brought, is still there, and is what this revision has.
+
+        In a manifest that says updating, a row without a CRC is a promise that was not kept.
+        """
         before, snapshot = standing.manifest, self._snapshot
-        if before is None or (before.source, before.revision) != (snapshot.source, snapshot.revision):
+        if before is None or before.source != snapshot.source:
             return {}
-        if before.state != COMPLETE:
-            return {}
-        there = {name: one.size for name, one in standing.objects.items()}
-        rows = ((path, row) for path, row in self._rows.items() if path not in self._files)
-        return {path: row for path, row in rows if there.get(path) == row.size}
+        kept = {}
+        for file in snapshot.files:
+            path = file.entry.path
+            row, there = self._rows.get(path), standing.objects.get(path)
+            if path in self._files or row is None or there is None or there.size != row.size:
+                continue
+            hashed = file.entry.sha256 is not None and row.sha256 == file.entry.sha256.lower()
+            if not hashed and before.revision != snapshot.revision:
+                continue
+            if before.state == COMPLETE or row.crc64 is not None:
+                kept[path] = row
+        return kept
 
     def entry(self, file: HubFile, crc64: int | None) -> FileEntry:
         """The row of a file that was there before, with what is known of it now."""

@@ -151,7 +151,10 @@ class _Judge:
         """Files `index`, whose object `found` has the right size; `stated`: with all that the store says of it, its CRC-64 among that."""
         standing = self._standing
         if self._proof is Proof.NONE:
-            standing.proven[index] = None
+            if self._is_other(one.entry, found, stated=False):
+                standing.wanted.append(index)
+            else:
+                standing.proven[index] = None
             return
         if stated:
             proven, crc = self._proven_by_store(one, found)
