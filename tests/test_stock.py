@@ -168,6 +168,12 @@ def test_without_a_proof_the_size_is_enough(dest: Destination, make: Callable[[]
     assert dest.verdict(make(), Proof.NONE) == ("proven", None)
 
 
+def test_without_a_proof_what_is_known_to_be_other_content_is_wanted(dest: Destination) -> None:
+    dest.put("a", OTHER)
+    dest.note(row(data=OTHER))
+    assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
+
+
 def test_nothing_there_at_all(dest: Destination) -> None:
     standing = dest.stock(digested(), proof=Proof.SHA256)
     assert (standing.wanted, standing.manifest, standing.problem) == ([0], None, None)
