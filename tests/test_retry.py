@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from stager.core.errors import (
     AccessDenied,
+    CannotServe,
     CredentialsExpired,
     IntegrityError,
     Interrupted,
@@ -130,7 +131,7 @@ def test_a_read_without_an_etag_is_of_one_version(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ObjectChanged, Interrupted, NotFound, AccessDenied, MustRestore, LocalIOError]
+    "error", [ObjectChanged, CannotServe, Interrupted, NotFound, AccessDenied, MustRestore, LocalIOError]
 )
 @pytest.mark.parametrize("call", ["read", "head", "list", "part", "complete", "upload", "delete"])
 def test_what_cannot_pass_is_not_made_again(bench: Bench, call: str, error: type[StagerError]) -> None:

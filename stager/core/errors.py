@@ -10,7 +10,8 @@
     │   ├── Interrupted         5   remote               a read was ended from outside; somebody else goes on with it
     │   ├── CredentialsExpired  5   remote               the credentials used have run out; there may be fresh ones
     │   ├── ObjectChanged       5   changed              an object is no longer the one that was asked for
-    │   └── Busy                5   busy                 somebody else is pulling into the same destination
+    │   ├── Busy                5   busy                 somebody else is pulling into the same destination
+    │   └── CannotServe         5   cannot_serve         the other side has no way to give what is asked for; retrying is of no use
     ├── AccessDenied            6   access               permission is missing
     │   ├── MustRestore         6   archived             an archived object must be restored before it can be read
     │   └── ObjectExists        6   exists               an object is there and was not to be replaced
@@ -97,6 +98,13 @@ class Busy(RemoteError):
     """Somebody else is pulling into the same destination: once that has ended, or its lease has, it is free."""
 
     slug = "busy"
+
+
+class CannotServe(RemoteError):
+    """The other side answers, but has no way to give what is asked for: the same request will always end so."""
+
+    slug = "cannot_serve"
+    retryable = False
 
 
 class AccessDenied(StagerError):

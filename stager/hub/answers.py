@@ -6,7 +6,7 @@ import http.client
 from contextlib import suppress
 from urllib.parse import quote, urljoin, urlsplit
 
-from stager.core.errors import ObjectChanged, RemoteError
+from stager.core.errors import CannotServe, ObjectChanged, RemoteError
 from stager.core.units import shown
 from stager.net.answers import content_range
 from stager.net.route import Origin
@@ -46,7 +46,7 @@ def _skipping(
             raise RemoteError(f"{subject}: the answer is a page and not the file", hint=_BETWEEN)
         raise ObjectChanged(f"{subject} has {response.length} bytes, the hub listed {size}")
     if offset > _SKIPPED:
-        raise RemoteError(
+        raise CannotServe(
             f"{subject}: this server ignores ranges, and {offset} bytes are too many to read for nothing"
         )
     return offset, size - offset - length

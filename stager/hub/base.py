@@ -54,12 +54,12 @@ class Hub(Protocol):
 
         Raises `NotFound` for an unknown model (saying that it may be private, when there is no token) or revision (naming near ones in the hint),
         `AccessDenied` for a gated or private one, `IntegrityError` for a list that cannot be a model's (a name that leaves its folder, two files
-        of one name), `RemoteError` for what may pass, and for a list that the hub cuts short.
+        of one name), `RemoteError` for what may pass, `CannotServe` for a list that the hub cuts short.
         """
 
     def reader(self) -> Reader:
         """A new reader of the snapshot's files, as `stager.store.base.Reader`; `snapshot` must have been called.
 
         ``read`` is called with the `HubFile.version` as ``etag``. The `StoredObject` it returns has name, size and that etag; no CRC. A server
-        that ignores ranges is noticed: what comes before `offset` is read and thrown away up to 64 MiB, beyond that it is `RemoteError`.
+        that ignores ranges is noticed: what comes before `offset` is read and thrown away up to 64 MiB, beyond that it is `CannotServe`.
         """

@@ -46,7 +46,7 @@ class HuggingFaceHub:
     """One model on Hugging Face, or on what ``HF_ENDPOINT`` names instead."""
 
     def __init__(self, source: Source, options: HubOptions) -> None:
-        """Asks nobody yet. Raises `UsageError` where huggingface_hub is missing, or told to stay offline."""
+        """Asks nobody yet. Raises `UsageError` where huggingface_hub is missing, or told to stay offline, and for an endpoint that is none."""
         self._model, self._asked = source.model, source.revision or None
         self._source = str(source)
         self._route = options.route()
@@ -116,6 +116,10 @@ class _Sdk:
             ) from exc
         logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL + 1)
         self.endpoint = (os.environ.get(ENDPOINT) or _SITE).rstrip("/")
+        if not self.endpoint.lower().startswith(("https://", "http://")):
+            raise UsageError(
+                f"{ENDPOINT}: `{told(self.endpoint)}` is no address", hint="write it with `https://`"
+            )
         with self._translated(None):
             self.token = get_token() or ""
         self.credentials = ""

@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 
 from stager.core.checksum import combine
 from stager.core.errors import (
+    CannotServe,
     CredentialsExpired,
     Interrupted,
     NotFound,
@@ -31,7 +32,7 @@ OnRetry: TypeAlias = Callable[[str, Exception], None]
 
 
 class Retries:
-    """Calls, each made again while it fails with `RemoteError`, but for `ObjectChanged` and `Interrupted`.
+    """Calls, each made again while it fails with `RemoteError`, but for `ObjectChanged`, `CannotServe` and `Interrupted`.
 
     The waits double from 0.1 s to 10 s, of which a random share is waited (so that many clients do not come back together), and are
     never shorter than the other side asked for. A call is given up, with its last error, when nothing moved for `give_up_after`
@@ -169,7 +170,7 @@ class Patience:
 
     def after(self, exc: RemoteError, check: Callable[[], None] = lambda: None) -> None:
         """Waits before the next attempt, or raises `exc` when there shall be none. `check` is called often and may raise."""
-        if isinstance(exc, (ObjectChanged, Interrupted)):
+        if isinstance(exc, (ObjectChanged, CannotServe, Interrupted)):
             raise exc
         self._failures += 1
         self._expired = self._expired + 1 if isinstance(exc, CredentialsExpired) else 0
