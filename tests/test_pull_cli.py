@@ -14,6 +14,7 @@ from stager.cli import pull as pull_module
 from stager.cli import verify as verify_module
 from stager.cli.pull_options import Asked, refuse_mistaken
 from stager.core.engines import Engine
+from stager.core.errors import UsageError
 from stager.core.location import Location
 from stager.core.source import Source
 from stager.jobs.options import Proof, PullOptions, VerifyOptions
@@ -112,6 +113,15 @@ def test_without_a_dest_the_name_goes_below_the_usual_one(
     monkeypatch.setenv("STAGER_DEST", above)
     assert str(pull(source).dest) == dest
     assert str(pull(source, "oss://other/place").dest) == "oss://other/place", "one that is named wins"
+
+
+def test_the_usual_dest_may_lie_in_the_home_folder(pull: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("STAGER_DEST", " ~/models ")
+    assert str(pull("owner/r1").dest) == "/home/me/models/r1"
+    monkeypatch.setenv("STAGER_DEST", "  ")
+    with pytest.raises(UsageError, match="no DEST"):
+        pull("owner/r1")
 
 
 def test_the_options_are_variables_too(pull: Parse, monkeypatch: pytest.MonkeyPatch) -> None:

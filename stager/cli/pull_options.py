@@ -73,7 +73,7 @@ _CHOOSING = (
 )  # fmt: skip
 _PULLING = (
     option("--verify", default=Proof.SHA256.value, show_default=True, type=click.Choice([one.value for one in Proof]), help="sha256: all bytes against the hub's. crc: that what was sent arrived. none: and what is there counts by its size."),
-    option("--restart", is_flag=True, help="Abort unfinished uploads, and send every file anew."),
+    option("--restart", is_flag=True, help="Abort all unfinished uploads of these files, whoever began them, and send every file anew."),
     option("--wait", is_flag=True, help="Wait for another pull into DEST to end."),
     option("--mirror", is_flag=True, help="Remove from DEST what the revision no longer has."),
 )  # fmt: skip
@@ -131,7 +131,8 @@ def destination(asked: Asked, dest: Location | None) -> Location:
     """Where a pull of `asked` goes: to `dest`, else to the model's name below STAGER_DEST. Raises `UsageError` without either."""
     if dest is not None:
         return dest
-    name, below = asked.source.name, os.environ.get("STAGER_DEST", "")
+    # Who sets a variable has often no shell that would expand a ~; SOURCE means the home folder by it as well.
+    name, below = asked.source.name, os.path.expanduser(os.environ.get("STAGER_DEST", "").strip())
     if not below:
         line = f"`stager pull {shown(asked.text)} oss://BUCKET/models/{shown(name) or 'NAME'}`"
         raise UsageError(
