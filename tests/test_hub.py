@@ -891,6 +891,18 @@ def test_the_login_of_the_sdk_is_used(hub: HubLab, tmp_path: Path) -> None:
     assert "AccessDenied" in done.stderr
 
 
+def test_a_folder_is_one_model_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ft").mkdir()
+    (tmp_path / "ft" / "a").write_bytes(b"a")
+    (tmp_path / "link").symlink_to("ft")
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path)
+    for path in (f"{folder}/ft", f"{folder}/ft/", f"{folder}/./ft", "./ft", f"{folder}/link"):
+        assert bare(path).snapshot().source == os.path.realpath(tmp_path / "ft")
+
+
 def test_offline_is_said(stocked: HubLab) -> None:
     done = probe(stocked, "hf://o/m", HF_HUB_OFFLINE="1")
     assert "UsageError: hf://o/m: huggingface_hub is told to stay offline" in done.stderr

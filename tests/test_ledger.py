@@ -184,7 +184,9 @@ def test_what_was_said_to_be_updating_is_said_to_be_complete_though_nothing_chan
 
 def test_rows_of_another_selection_are_kept(place: Place) -> None:
     place.send(a=NEW, gguf=OLD)
-    place.note(row("a", NEW), row("gguf", OLD), unproven=("a", "gguf"))
+    place.note(
+        row("a", NEW), row("gguf", OLD), unproven=("a", "gguf"), source=SOURCE.replace("owner", "Owner")
+    )
     ledger = place.ledger(hub_file("a", NEW), others=(hub_file("gguf", OLD),))
     ledger.begin([])
     assert place.manifest().rows().keys() == {"a", "gguf"}

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stager.core.errors import UsageError
-from stager.core.source import Hub, Source
+from stager.core.source import Hub, Source, same_source
 
 MS, HF, DIR = Hub.MODELSCOPE, Hub.HUGGINGFACE, Hub.DIRECTORY
 COMMIT = "4236a6af538feda4548eca9ab308586007567f52"
@@ -170,6 +170,21 @@ def test_a_password_is_named_as_what_is_wrong() -> None:
 def test_what_it_is_called(text: str, name: str, address: str) -> None:
     source = Source.parse(text)
     assert (source.name, str(source)) == (name, address)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("ms://Owner/Name", "ms://owner/name", True),
+        ("hf://gpt2", "hf://GPT2", True),
+        ("ms://o/n", "hf://o/n", False),
+        ("ms://o/n", "ms://o/m", False),
+        ("/models/r1", "/models/r1", True),
+        ("/models/R1", "/models/r1", False),
+    ],
+)
+def test_which_are_one_model(one: str, other: str, same: bool) -> None:
+    assert same_source(one, other) is same
 
 
 @given(st.text())

@@ -244,6 +244,8 @@ def test_a_git_blob_is_known_by_its_revision(dest: Destination, proof: Proof) ->
     assert dest.verdict(blob(), proof)[0] == wrong
     dest.note(row(digest=None), source="hf://owner/name")
     assert dest.verdict(blob(), proof)[0] == wrong
+    dest.note(row(digest=None), source="ms://Owner/NAME")
+    assert dest.verdict(blob(), proof)[0] == "proven"
     dest.note(row(digest=None), state=UPDATING)
     assert dest.verdict(blob(), proof)[0] == wrong
     dest.note(row("b", digest=None))

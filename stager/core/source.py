@@ -23,6 +23,7 @@ class Hub(StrEnum):
 
 
 _SCHEMES = {"ms": Hub.MODELSCOPE, "hf": Hub.HUGGINGFACE}
+_ON_HUBS = tuple(f"{scheme}://" for scheme in _SCHEMES)
 _SITES = {"modelscope.cn": Hub.MODELSCOPE, "huggingface.co": Hub.HUGGINGFACE, "hf.co": Hub.HUGGINGFACE}
 # Hubs of their own that speak the protocol of another: the endpoint is the pod's to say, not the model's address.
 _ELSEWHERE = {"hf-mirror.com": ("HF_ENDPOINT", "hf"), "modelscope.ai": ("MODELSCOPE_ENDPOINT", "ms")}
@@ -85,6 +86,13 @@ class Source:
         last = PurePosixPath(self.model).name
         home = self.kind is Hub.DIRECTORY and self.model.startswith("~") and last == self.model.rstrip("/")
         return "" if last == ".." or home else last
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources, as manifests name them, are one model: hubs tell no names apart by case, folders do."""
+    if one.startswith(_ON_HUBS) and other.startswith(_ON_HUBS):
+        return one.casefold() == other.casefold()
+    return one == other
 
 
 def _path(text: str) -> str:

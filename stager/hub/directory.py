@@ -21,12 +21,13 @@ class DirectoryHub:
     def __init__(self, path: str) -> None:
         """``~`` is the user's home."""
         self._path = os.path.expanduser(path)
+        self._source = os.path.realpath(self._path)  # one model, however its path is written
         self._store = DirectoryStore(self._path)
 
     @property
     def source(self) -> str:
-        """The folder's path."""
-        return self._path
+        """The folder's real path."""
+        return self._source
 
     @property
     def credentials(self) -> str:

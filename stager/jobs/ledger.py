@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stager import __version__
 from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
 from stager.core.model import FileEntry
+from stager.core.source import same_source
 
 if TYPE_CHECKING:
     from stager.hub.base import HubFile, Snapshot
@@ -46,7 +47,7 @@ class Ledger:
         In a manifest that says updating, a row without a CRC is a promise that was not kept.
         """
         before, snapshot = standing.manifest, self._snapshot
-        if before is None or before.source != snapshot.source:
+        if before is None or not same_source(before.source, snapshot.source):
             return {}
         kept = {}
         for file in snapshot.files:

@@ -17,6 +17,7 @@ from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
 from stager.core.select import selected
 from stager.core.source import Hub as HubKind
+from stager.core.source import same_source
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
@@ -151,7 +152,7 @@ class Pull:
                 f"--mirror would remove {count(len(standing.obsolete), 'file')} from `{shown(str(self._options.dest))}`, which no pull has filled so far",
                 hint="pull once without --mirror first, or choose an empty place",
             )
-        if before is None or before.source == self._snapshot.source or self._options.mirror:
+        if before is None or same_source(before.source, self._snapshot.source) or self._options.mirror:
             return
         raise UsageError(
             f"`{shown(str(self._options.dest))}` holds another model: its manifest names {shown(before.source)}",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from stager.core.errors import IntegrityError, NotFound, StagerError
 from stager.core.manifest import COMPLETE, PATH, Manifest
 from stager.core.select import left_out
+from stager.core.source import same_source
 from stager.core.units import shown
 from stager.engine import runtime
 from stager.jobs.options import Proof
@@ -127,9 +128,10 @@ class _Judge:
         # Whether what is there is what was sent is never in doubt: these matter only to who wants them read back.
         by_hash = manifest is not None and proof is Proof.SHA256
         self._unproven = frozenset(manifest.unproven) if manifest is not None and by_hash else frozenset()
-        self._same_revision = manifest is not None and (manifest.source, manifest.revision) == (
-            snapshot.source,
-            snapshot.revision,
+        self._same_revision = (
+            manifest is not None
+            and manifest.revision == snapshot.revision
+            and same_source(manifest.source, snapshot.source)
         )
         self._complete = manifest is not None and manifest.state == COMPLETE
 
