@@ -173,6 +173,7 @@ VERIFIED = VerifySummary(
     by="sha256",
     wrong=(),
     unproven=0,
+    bare=0,
 )
 
 SAMPLES: dict[str, Event] = {
@@ -270,7 +271,7 @@ SAMPLES: dict[str, Event] = {
     ),
     "pull-forecast-many": replace(WOULD_PULL, removes=tuple(f"{i}.bin" for i in range(22)), left_out=()),
     "verify": VERIFIED,
-    "verify-unproven": replace(VERIFIED, unproven=2, by="crc64"),
+    "verify-unproven": replace(VERIFIED, ok=False, unproven=2, bare=2, by="crc64"),
     "verify-wrong": replace(
         VERIFIED, ok=False, wrong=((AWKWARD, "missing"), ("a.safetensors", "its sha256 is another"))
     ),
@@ -278,7 +279,7 @@ SAMPLES: dict[str, Event] = {
         VERIFIED, ok=False, wrong=(("a.safetensors", "5 bytes, the manifest says 6"),)
     ),
     "verify-nothing-stated": replace(VERIFIED, ok=False, unproven=163),
-    "verify-unfinished": replace(VERIFIED, ok=False, read=GIB),
+    "verify-some-unproven": replace(VERIFIED, ok=False, unproven=2, bare=1),
     "object": StoredFile("model-00001-of-00003.safetensors", 4 * GIB, "Standard", ""),
     "object-odd": StoredFile(AWKWARD, 7, "Archive", "a lock file"),
     "listing": LISTED,

@@ -118,6 +118,27 @@ def test_sha256_where_the_crc_is_not_known_or_says_nothing(bed: VerifyBed) -> No
             assert found["unproven"] == unproven
 
 
+def test_what_could_not_be_proven_is_no_yes(bed: VerifyBed) -> None:
+    body = json.loads(manifest_of(bed.dir, **{C: {}}))
+    for row in body["files"]:
+        if row["path"] == A:
+            del row["sha256"]
+        if row["path"] == C:
+            row.pop("sha256", None)
+            row.pop("crc64", None)
+    bed.declare(json.dumps(body).encode())
+    for done in bed.both():
+        assert done.code == 3, str(done)
+        assert "1 of 4 files has no checksum in the manifest: only its size was compared" in done.out
+        assert "crc64, which" not in done.out
+    for done in bed.both("--sha256"):
+        assert done.code == 3, str(done)
+        assert "1 of 4 files has no checksum" in done.out
+        assert "of 4 files was proven by crc64, which is all that the manifest states" in done.out
+    for done in bed.both("--json", "--include", A):
+        assert told(done, 0)["bare"] == 0
+
+
 def test_nothing_to_hold_it_against(bed: VerifyBed) -> None:
     for raw, code, line, hint in (
         (manifest_of(bed.dir, state="updating"), 8, "is being updated", "wait until the writer"),

@@ -34,7 +34,8 @@ def command(
 ) -> int:
     """Prove a model against its manifest: read every byte, at the speed of reading, and compare. Keeps and changes nothing.
 
-    LOCATION is oss://BUCKET/PREFIX, or a folder. Exit 8 when a file is missing or wrong, or while the model is being updated.
+    LOCATION is oss://BUCKET/PREFIX, or a folder. Exit 8 when a file is missing or wrong, or while the model is being updated; 3
+    when nothing is wrong, but the manifest does not state the checksum of every file.
 
     \b
     Examples:

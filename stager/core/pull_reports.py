@@ -136,8 +136,9 @@ class PullSummary(Event):
 class VerifySummary(Event):
     """What reading a model against its manifest has shown. Sizes in bytes, times in seconds.
 
-    `read` bytes were read, `by` is ``crc64`` or ``sha256``. `wrong` are paths and what is wrong with each; `unproven` counts files for which the
-    manifest states no such checksum, so that only their sizes could be compared.
+    `ok` says that every file is proven as was asked for. `read` bytes were read, `by` is ``crc64`` or ``sha256``. `wrong` are paths and what is
+    wrong with each. `unproven` counts files for which the manifest states no such checksum; of those, `bare` have none at all there, so that only
+    their sizes could be compared.
     """
 
     type: ClassVar[str] = "verify_summary"
@@ -152,6 +153,7 @@ class VerifySummary(Event):
     by: str
     wrong: tuple[tuple[str, str], ...]
     unproven: int
+    bare: int
 
     def text(self) -> str:
         """One self-contained line; before it one for each file that is wrong."""
@@ -163,12 +165,21 @@ class VerifySummary(Event):
         if self.wrong:
             verb = "is" if len(self.wrong) == 1 else "are"
             return f"not verified: {len(self.wrong)} of {files} {verb} wrong in {where}"
-        if not self.ok:
-            bare = f"the manifest has no {self.by} for {self.unproven} of {files}"
-            return f"not verified: {where}, {bare if self.unproven else 'not all was read'}"
         took = f"{format_duration(self.seconds)} ({format_size(self.rate)}/s)"
-        bare = f" ({count(self.unproven, 'file')} without one: by size)" if self.unproven else ""
-        return f"verified: {format_size(self.total)} in {files} of {where} by {self.by}{bare} in {took}"
+        if not self.ok:
+            return f"not all verified: nothing is wrong in {where}, but {self._missing()}, in {took}"
+        return f"verified: {format_size(self.total)} in {files} of {where} by {self.by} in {took}"
+
+    def _missing(self) -> str:
+        """What could not be proven, and what was held against it instead."""
+        files, parts = count(self.files, "file"), []
+        if self.bare:
+            verb, their = ("has", "its size was") if self.bare == 1 else ("have", "their sizes were")
+            parts.append(f"{self.bare} of {files} {verb} no checksum in the manifest: only {their} compared")
+        if by_crc := self.unproven - self.bare:
+            verb = "was" if by_crc == 1 else "were"
+            parts.append(f"{by_crc} of {files} {verb} proven by crc64, which is all that the manifest states")
+        return "; ".join(parts)
 
 
 def _named(source: str, revision: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.errors import DeadlineExceeded, IntegrityError, NotFound
+from stager.core.errors import AnswerNo, DeadlineExceeded, IntegrityError, NotFound
 from stager.core.events import Note
 from stager.core.pull_reports import VerifySummary
 from stager.core.select import selected
@@ -33,7 +33,7 @@ _TRIES = 2  # of a file that came wrong over a network: what was damaged on the 
 
 
 class Verify:
-    """One proof. `run` gives 0 when every file that the manifest names is what it says, 8 when one is not."""
+    """One proof. `run` gives 0 when every file that the manifest names is what it says, 8 when one is not, 3 when it says too little of one."""
 
     def __init__(self, options: VerifyOptions, reporter: Reporter) -> None:
         self._options = options
@@ -59,7 +59,9 @@ class Verify:
                 "--timeout ran out", hint="give it more time, or choose files with `--include`"
             )
         self._reporter.emit(summary)
-        return 0 if summary.ok else IntegrityError.exit_code
+        if summary.wrong:
+            return IntegrityError.exit_code
+        return 0 if summary.ok else AnswerNo.exit_code
 
     async def _verify(self) -> VerifySummary:
         options = self._options
@@ -90,12 +92,13 @@ class Verify:
             row for row in readable if row.sha256 is not None and (options.sha256 or row.crc64 is None)
         ]
         by_crc = [row for row in readable if row.crc64 is not None]
-        wrong |= await self._read(store, [row for row in readable if row in {*by_sha256, *by_crc}], there)
-        proven = by_sha256 if options.sha256 else {*by_sha256, *by_crc}
+        known = {*by_sha256, *by_crc}
+        unproven = len(readable) - len(by_sha256 if options.sha256 else known)
+        wrong |= await self._read(store, [row for row in readable if row in known], there)
         read, seconds = sum(one.read for one in self._rounds), sum(one.seconds for one in self._rounds)
         return VerifySummary(
             location=str(options.location),
-            ok=not wrong,
+            ok=not wrong and not unproven,
             files=len(rows),
             total=sum(row.size for row in rows),
             read=read,
@@ -103,7 +106,8 @@ class Verify:
             rate=read / seconds if seconds > 0 else 0.0,
             by="sha256" if options.sha256 else "crc64",
             wrong=tuple(sorted(wrong.items())),
-            unproven=len(readable) - len(proven),
+            unproven=unproven,
+            bare=len(readable) - len(known),
         )
 
     def _open(self, location: Location) -> Store:
