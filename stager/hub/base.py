@@ -30,12 +30,14 @@ class HubFile:
 class Snapshot:
     """One revision of one model, whole. `source` names the model (``ms://owner/name``), `revision` the commit; empty where there are none.
 
-    `files` ascend by path, and every path is fit to be one below a folder.
+    `files` ascend by path, and every path is fit to be one below a folder. `left_out` are the paths of those that no pull takes (lock files,
+    unfinished downloads), and why; they may be anything.
     """
 
     source: str
     revision: str
     files: tuple[HubFile, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 class Hub(Protocol):

@@ -13,6 +13,8 @@ from stager.core.select import left_out
 from stager.core.units import shown
 from stager.hub.base import HubFile, Snapshot
 
+_NOT_OF_THE_MODEL = (".stager", ".git")  # what tools keep beside a model in a folder; nobody misses it
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -26,14 +28,17 @@ class Listed:
 
 
 def snapshot(source: str, revision: str, rows: Iterable[Listed]) -> Snapshot:
-    """The files of one revision, without those that are never taken.
+    """The files of one revision, and those that are never taken, apart.
 
     Raises `IntegrityError` for a list that cannot be a folder's: a name that would leave it, one that no file can have, two files of one
     name, a file where another needs a folder. Names that differ only by case are two files here; who puts them into a folder judges that.
     """
     files: dict[str, HubFile] = {}
+    never: dict[str, str] = {}
     for row in rows:
-        if left_out(row.path) is not None:
+        if (never_why := left_out(row.path)) is not None:
+            if row.path.partition("/")[0] not in _NOT_OF_THE_MODEL:
+                never[row.path] = never_why
             continue
         if (why := fault(row.path)) is not None:
             raise _refused(source, row.path, why)
@@ -50,7 +55,9 @@ def snapshot(source: str, revision: str, rows: Iterable[Listed]) -> Snapshot:
             above = above.rpartition("/")[0]
     if not files:
         raise NotFound(f"{shown(source)} holds no files")
-    return Snapshot(source, revision, tuple(files[path] for path in sorted(files)))
+    return Snapshot(
+        source, revision, tuple(files[path] for path in sorted(files)), tuple(sorted(never.items()))
+    )
 
 
 def unknown_revision(source: str, revision: str, known: Iterable[str]) -> NotFound:

@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stager.core.engines import choose
-from stager.core.errors import AccessDenied, DeadlineExceeded, NotFound, StagerError, UsageError
+from stager.core.errors import AccessDenied, DeadlineExceeded, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.location import Scheme
 from stager.core.manifest import UPDATING
 from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
-from stager.core.select import selected
 from stager.core.source import Hub as HubKind
 from stager.core.source import same_source
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs import lease
+from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
@@ -364,32 +363,3 @@ class Pull:
             left_out=len(self._left_out),
             credentials=credentials_of(self._store),
         )
-
-
-def chosen(snapshot: Snapshot, options: PullOptions) -> tuple[list[HubFile], list[tuple[str, str]]]:
-    """The files of `snapshot` that are wanted, and those that are not, with why.
-
-    Raises `NotFound` when nothing is, and as `stager.core.engines.choose`.
-    """
-    dropped: dict[str, str] = {}
-    if options.engine is None and (options.quant or options.variant):
-        option = "--quant" if options.quant else "--variant"
-        raise UsageError(
-            f"{option} says nothing without --for",
-            hint=f"say what will load the model, as `--for {'llama.cpp' if options.quant else 'diffusers'}`",
-        )
-    if options.engine is not None:
-        pairs = [(one.entry.path, one.entry.size) for one in snapshot.files]
-        dropped = dict(choose(options.engine, pairs, quant=options.quant, variant=options.variant).dropped)
-    kept = []
-    for one in snapshot.files:
-        path = one.entry.path
-        if path in dropped:
-            continue
-        if selected(path, options.include, options.exclude):
-            kept.append(one)
-        else:
-            dropped[path] = "by --include and --exclude"
-    if not kept:
-        raise NotFound(f"no file of {shown(snapshot.source)} matches", hint="check --include and --exclude")
-    return kept, sorted(dropped.items())
