@@ -271,6 +271,9 @@ def test_a_listing_that_never_comes_is_named(pullbed: PullBed) -> None:
     pullbed.hub.faults.add(HubFault("hang", times=None, operation="files", seconds=600))
     line = pullbed.refused(10, "--stall-timeout", "2s", "--read-timeout", "60s")
     assert "acme/tiny" in line
+    words = ("--dry-run", "--read-timeout", "60s")
+    assert "acme/tiny" in pullbed.refused(10, *words, "--stall-timeout", "1s")
+    assert "--timeout ran out" in pullbed.refused(10, *words, "--timeout", "1s")
     assert pullbed.written() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,7 @@ class Pull:
     async def run(self) -> int:
         """Pull; 0. Raises `StagerError` when the destination does not have it all in the end."""
         try:
-            with self._explained(), runtime.deadline(self._options.timeout) as expired:
-                async with watched(self._options.stall_timeout, self._reporter):
-                    await self._pull()
-            if expired():
-                raise DeadlineExceeded("--timeout ran out", hint="run it again: it goes on where it was")
+            await self._in_time(self._pull, "run it again: it goes on where it was")
         except StagerError as error:
             if self._transfer is not None:
                 self._reporter.emit(self._summary(complete=False, reason="run it again to go on"))
@@ -92,9 +88,20 @@ class Pull:
         return 0
 
     async def forecast(self) -> int:
-        """Say what `run` would do; 0. Writes nothing."""
-        with self._explained():
-            standing = await self._survey()
+        """Say what `run` would do; 0. Writes nothing. Raises `StagerError` when that cannot be said."""
+        await self._in_time(self._foresee, "give it more time")
+        return 0
+
+    async def _in_time(self, step: Callable[[], Awaitable[None]], hint: str) -> None:
+        """Do `step` within the limits of time; what to do when they do not suffice is in `hint`."""
+        with self._explained(), runtime.deadline(self._options.timeout) as expired:
+            async with watched(self._options.stall_timeout, self._reporter):
+                await step()
+        if expired():
+            raise DeadlineExceeded("--timeout ran out", hint=hint)
+
+    async def _foresee(self) -> None:
+        standing = await self._survey()
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
         unfinished, _ = await self._unfinished(standing)
@@ -114,7 +121,6 @@ class Pull:
                 verdict="a run would begin" if missing else "all is there",
             )
         )
-        return 0
 
     # The steps
 
