@@ -37,7 +37,7 @@ def place(names: Sequence[tuple[str, int]]) -> tuple[FileEntry, ...]:
         if key in files:
             raise _refused(entry.path, _clash(entry.path, files[key]))
         files[key] = entry.path
-        for folder in _above(entry.path):
+        for folder in above(entry.path):
             before = folders.setdefault(_folded(folder), folder)
             if before != folder:
                 raise _refused(
@@ -94,7 +94,8 @@ def _refused(name: str, why: str) -> IntegrityError:
     return IntegrityError(f"object `{text}`: {why}", hint=_HINT)
 
 
-def _above(path: str) -> list[str]:
+def above(path: str) -> list[str]:
+    """The folders that the file `path` is in, outermost first: ``a`` and ``a/b`` for ``a/b/c``."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[: at + 1]) for at in range(len(parts))]
 

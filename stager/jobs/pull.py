@@ -6,12 +6,11 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stager.core.errors import AccessDenied, DeadlineExceeded, StagerError, UsageError
 from stager.core.events import Note
 from stager.core.location import Scheme
-from stager.core.manifest import UPDATING
 from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
 from stager.core.source import Hub as HubKind
@@ -19,7 +18,7 @@ from stager.core.source import same_source
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
-from stager.jobs import lease
+from stager.jobs import lease, remains
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
 from stager.jobs.ledger import Ledger
@@ -105,6 +104,7 @@ class Pull:
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
         unfinished, _ = await self._unfinished(standing)
+        leftovers = await self._leftovers(standing)
         assert self._snapshot is not None
         self._reporter.emit(
             PullForecast(
@@ -117,7 +117,7 @@ class Pull:
                 to_pull=sum(files[index].entry.size for index in missing),
                 resumable=len(unfinished),
                 left_out=tuple(self._left_out),
-                removes=standing.obsolete if options.mirror else (),
+                removes=(*standing.obsolete, *leftovers) if options.mirror else (),
                 verdict="a run would begin" if missing else "all is there",
             )
         )
@@ -146,6 +146,7 @@ class Pull:
         assert self._snapshot is not None
         standing = await take_stock(self._store, self._snapshot, self._files, self._options.verify)
         self._refuse_other(standing)
+        self._in_the_way(standing)
         return standing
 
     def _refuse_other(self, standing: Standing) -> None:
@@ -166,7 +167,7 @@ class Pull:
 
     async def _pull(self) -> None:
         standing = await self._survey()
-        if self._is_done(standing):
+        if self._is_done(standing) and not await self._leftovers(standing):
             return
         tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
         try:
@@ -224,6 +225,8 @@ class Pull:
             doubts = [one.entry.path for one in wanted if one.entry.path in resumable]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
             await runtime.in_thread("writing the manifest", begin)
+        if blocking := self._in_the_way(standing):
+            await runtime.in_thread("making room", partial(self._store.delete, blocking))
         if wanted:
             await self._move(wanted, resumable)
         if obsolete:
@@ -232,6 +235,10 @@ class Pull:
             self._removed = len(obsolete)
         elif standing.obsolete:
             self._tell_obsolete(standing)
+        if leftovers := await self._leftovers(standing):
+            label = f"removing {count(len(leftovers), 'unfinished file')}"
+            await runtime.in_thread(label, partial(remains.discard, self._store, leftovers))
+            self._removed += len(leftovers)
         conclude = partial(ledger.conclude, self._rows, self._unproven(standing))
         await runtime.in_thread("writing the manifest", conclude)
 
@@ -285,27 +292,21 @@ class Pull:
         )
 
     async def _unfinished(self, standing: Standing) -> tuple[frozenset[str], frozenset[str]]:
-        """The paths of which an earlier run of this very pull left an unfinished upload, and the ids of all other uploads.
+        """As `remains.whose`, of what is there now."""
+        look = partial(remains.unfinished, self._store)
+        return remains.whose(await runtime.in_thread("listing unfinished uploads", look), standing)
 
-        An upload does not say what it holds. It is ours if it was begun while the manifest promised the same content, and was not there before that.
-        """
-        adapter: Any = self._store
-        while hasattr(adapter, "adapter"):
-            adapter = adapter.adapter
-        retried = getattr(self._store, "call", lambda _what, call: call())
-        look = partial(retried, "list of unfinished uploads", lambda: list(adapter.unfinished()))
-        begun = await runtime.in_thread("listing unfinished uploads", look)
-        before = standing.manifest
-        known = before is not None and before.state == UPDATING
-        strangers = {
-            one.upload_id
-            for one in begun
-            if before is None
-            or not known
-            or one.upload_id in before.strangers
-            or one.name not in standing.resumable
-        }
-        return frozenset(one.name for one in begun if one.upload_id not in strangers), frozenset(strangers)
+    def _in_the_way(self, standing: Standing) -> tuple[str, ...]:
+        paths = [one.entry.path for one in self._files]
+        return remains.in_the_way(self._store, standing, paths, mirror=self._options.mirror)
+
+    async def _leftovers(self, standing: Standing) -> tuple[str, ...]:
+        """As `remains.leftovers`; none that may be removed without --mirror."""
+        if not self._options.mirror:
+            return ()
+        assert self._snapshot is not None
+        look = partial(remains.leftovers, self._store, standing, self._snapshot)
+        return await runtime.in_thread("looking for what earlier pulls left", look)
 
     # What is said
 

@@ -7,7 +7,7 @@ import os
 import stat as stat_module
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace as changed
 
@@ -24,7 +24,15 @@ from stager.core.errors import (
 from stager.core.units import shown
 from stager.node.filesystems import object_store_at
 from stager.store.base import BLOCK, Sink, StoredObject, Unfinished
-from stager.store.directory_upload import DirectoryUpload, exists, started, stored, unfinished
+from stager.store.directory_upload import (
+    DirectoryUpload,
+    exists,
+    part_paths,
+    remove_part,
+    started,
+    stored,
+    unfinished,
+)
 from stager.store.mounted import MountedUpload
 
 _NAMES = 16  # of one folder in a listing: links between folders can make more names than there are files
@@ -107,11 +115,40 @@ class DirectoryStore:
                 continue
             except OSError as exc:
                 raise from_oserror(exc, f"`{shown(path)}`") from exc
-            folder = os.path.dirname(name)
-            with suppress(OSError):
-                while folder:
-                    os.rmdir(os.path.join(self._path, folder))
-                    folder = os.path.dirname(folder)
+            self._prune(os.path.dirname(name))
+
+    def _prune(self, folder: str) -> None:
+        """Removes `folder`, and those above it, as long as they are empty."""
+        with suppress(OSError):
+            while folder:
+                os.rmdir(os.path.join(self._path, folder))
+                folder = os.path.dirname(folder)
+
+    def leftovers(self, keep: Iterable[str]) -> tuple[str, ...]:
+        """Names of the files of uploads that were begun and not completed, but for uploads of the names in `keep`; ascending.
+
+        Empty where files are written straight to their names.
+        """
+        if self._writes_in_place():
+            return ()
+        kept = {path for name in keep for path in part_paths(name)}
+        found = [
+            os.path.relpath(os.path.join(folder, name), self._path)
+            for folder, _, names in os.walk(self._path)
+            for name in names
+            if unfinished(name) and not os.path.islink(os.path.join(folder, name))
+        ]
+        return tuple(sorted(name for name in found if name not in kept))
+
+    def discard(self, leftovers: Iterable[str]) -> None:
+        """Removes such files, but for those that a running process holds; folders left empty go too."""
+        for name in leftovers:
+            path = os.path.join(self._path, name)
+            try:
+                remove_part(path)
+            except OSError as exc:
+                raise from_oserror(exc, f"`{shown(path)}`") from exc
+            self._prune(os.path.dirname(name))
 
     def unfinished(self) -> Iterator[Unfinished]:
         """The files of uploads that were begun and not completed. Where files are written straight to their names, every file may be one.

@@ -211,13 +211,24 @@ def _part_path(final: str, number: int) -> str:
 
 def _discard(final: str) -> None:
     """Removes the ``.part`` files of `final` that nobody has locked: one that is being written may yet be renamed by who does."""
-    for number in range(_UPLOADS):
-        path = _part_path(final, number)
-        if not os.path.lexists(path):
-            continue
-        fd = _locked(path)
-        if fd is not None and fd >= 0:
+    for path in part_paths(final):
+        remove_part(path)
+
+
+def part_paths(final: str) -> list[str]:
+    """Where the uploads that write `final` keep their bytes."""
+    return [_part_path(final, number) for number in range(_UPLOADS)]
+
+
+def remove_part(path: str) -> None:
+    """Removes the ``.part`` file `path`, if it is there and nobody has it locked. Raises OSError."""
+    if not os.path.lexists(path):
+        return
+    fd = _locked(path)
+    if fd is not None and fd >= 0:
+        try:
             os.unlink(path)
+        finally:
             os.close(fd)
 
 

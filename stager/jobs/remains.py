@@ -1,0 +1,94 @@
+"""What a pull finds in a destination besides files of the model: uploads that were begun, what they left, and what stands in its way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from stager.core.errors import UsageError
+from stager.core.manifest import PATH, UPDATING
+from stager.core.placement import above
+from stager.core.units import shown
+from stager.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stager.hub.base import Snapshot
+    from stager.jobs.stock import Standing
+    from stager.store.base import Store, Unfinished
+
+_OWN = PATH.partition("/")[0]
+
+
+def _adapter(store: Store) -> Any:
+    """What makes the calls of `store`, without what is wrapped around it."""
+    found: Any = store
+    while hasattr(found, "adapter"):
+        found = found.adapter
+    return found
+
+
+def unfinished(store: Store) -> list[Unfinished]:
+    """The uploads into `store` that were begun and not ended, whoever began them. Blocks; raises as a listing does."""
+    adapter = _adapter(store)
+    retried = getattr(store, "call", lambda _what, call: call())
+    return list(retried("list of unfinished uploads", lambda: list(adapter.unfinished())))
+
+
+def whose(begun: Sequence[Unfinished], standing: Standing) -> tuple[frozenset[str], frozenset[str]]:
+    """The paths of which an earlier run of this very pull left the upload in `begun`, and the ids of all other uploads.
+
+    An upload does not say what it holds. It is ours if it was begun while the manifest promised the same content, and was not there before that.
+    Of several such of one path nobody can tell which is ours: none is, and all are let alone.
+    """
+    before = standing.manifest
+    if before is None or before.state != UPDATING:
+        return frozenset(), frozenset(one.upload_id for one in begun)
+    later = [one for one in begun if one.upload_id not in before.strangers and one.name in standing.resumable]
+    number = Counter(one.name for one in later)
+    ours = {one.upload_id: one.name for one in later if number[one.name] == 1}
+    strangers = frozenset(one.upload_id for one in begun if one.upload_id not in ours)
+    return frozenset(ours.values()), strangers
+
+
+def in_the_way(store: Store, standing: Standing, paths: Iterable[str], *, mirror: bool) -> tuple[str, ...]:
+    """The objects in a folder that must go before files can be at `paths`: files where a folder must be, and all in folders where a file must be.
+
+    Empty for other stores, whose names are just names. Raises `UsageError` for the first that must not be removed: without `mirror` any.
+    """
+    if not isinstance(_adapter(store), DirectoryStore):
+        return ()
+    wanted = set(paths)
+    folders = {folder for path in wanted for folder in above(path)}
+    found = sorted(name for name in standing.objects if name in folders or not wanted.isdisjoint(above(name)))
+    for name in found:
+        removable = name in standing.obsolete
+        if mirror and removable:
+            continue
+        known = removable and (standing.manifest is not None or standing.problem is not None)
+        what = "a folder" if name in folders else "a file in the place of its folder"
+        raise UsageError(
+            f"`{shown(store.root)}/{shown(name)}` is in the way: this revision has {what} there",
+            hint="`--mirror` removes it" if known else "move it away, or choose another destination",
+        )
+    return tuple(found)
+
+
+def leftovers(store: Store, standing: Standing, snapshot: Snapshot) -> tuple[str, ...]:
+    """Files that earlier pulls have left behind in a folder, of uploads of what is not in `snapshot`, ascending. Blocks.
+
+    None where no pull was before, in other models' folders, and in stores that are not folders: nobody's parts are aborted there.
+    """
+    adapter = _adapter(store)
+    if not isinstance(adapter, DirectoryStore) or (standing.manifest is None and standing.problem is None):
+        return ()
+    found = adapter.leftovers(one.entry.path for one in snapshot.files)
+    return tuple(name for name in found if not name.startswith((f"{_OWN}/", *standing.others)))
+
+
+def discard(store: Store, names: Iterable[str]) -> None:
+    """Remove what `leftovers` gave, but for what a running process writes. Blocks. Raises as `Store.delete`."""
+    adapter = _adapter(store)
+    if isinstance(adapter, DirectoryStore):
+        adapter.discard(names)

@@ -1,0 +1,164 @@
+"""What lies in a destination besides the model: whose unfinished uploads are gone on with, what is removed, and what is in the way."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from stager.core.errors import UsageError
+from stager.core.location import Location
+from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
+from stager.core.model import FileEntry
+from stager.hub.base import HubFile, Snapshot
+from stager.jobs import remains
+from stager.jobs.options import Proof
+from stager.jobs.stock import Standing, take_stock
+from stager.store.base import Store, Unfinished
+from stager.store.directory import DirectoryStore
+from stager.store.opening import StoreOptions, open_store
+from tests.pullbed import MANIFEST, PullBed, files_in
+
+SOURCE, REVISION = "ms://owner/name", "c0ffee"
+
+
+def place(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def snapshot(*names: str) -> Snapshot:
+    return Snapshot(SOURCE, REVISION, tuple(HubFile(FileEntry(name, 1), "v") for name in names))
+
+
+def noted(folder: Path) -> None:
+    """A pull was here before."""
+    place(folder, PATH)
+    (folder / PATH).write_bytes(Manifest(SOURCE, "old", COMPLETE, ()).dump(time=0, version="0"))
+
+
+def opened(folder: Path) -> Store:
+    """With all that is wrapped around it."""
+    return open_store(Location.parse(str(folder)), StoreOptions())
+
+
+def standing(store: Store, *names: str) -> Standing:
+    wanted = snapshot(*names)
+    return anyio.run(partial(take_stock, store, wanted, wanted.files, Proof.CRC))
+
+
+# Whose uploads they are
+
+
+def sorted_out(begun: Sequence[tuple[str, str]], *, state: str = UPDATING) -> tuple[set[str], set[str]]:
+    manifest = Manifest(SOURCE, REVISION, state, (), strangers=("before",))
+    found = Standing({}, manifest, resumable=frozenset({"a", "b"}))
+    ours, strangers = remains.whose([Unfinished(name, one, 0.0) for name, one in begun], found)
+    return set(ours), set(strangers)
+
+
+def test_what_was_begun_since_is_ours() -> None:
+    begun = [("a", "1"), ("a", "before"), ("b", "before"), ("c", "2")]
+    assert sorted_out(begun) == ({"a"}, {"before", "2"})
+    assert sorted_out(begun, state=COMPLETE) == (set(), {"1", "before", "2"})
+
+
+def test_of_two_that_may_be_ours_none_is() -> None:
+    assert sorted_out([("a", "1"), ("a", "2"), ("b", "3")]) == ({"b"}, {"1", "2"})
+
+
+# What is in the way
+
+
+def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
+    place(tmp_path, "thing", "other", "thingy")
+    noted(tmp_path)
+    wanted, store = ["thing/inside.txt", "thing/deep/er.txt"], opened(tmp_path)
+    found = standing(store, *wanted)
+    with pytest.raises(UsageError, match="thing` is in the way: this revision has a folder") as caught:
+        remains.in_the_way(store, found, wanted, mirror=False)
+    assert "--mirror" in (caught.value.hint or "")
+    assert remains.in_the_way(store, found, wanted, mirror=True) == ("thing",)
+
+
+def test_a_folder_where_a_file_must_be(tmp_path: Path) -> None:
+    place(tmp_path, "thing/a", "thing/b/c", "other")
+    noted(tmp_path)
+    store = opened(tmp_path)
+    found = standing(store, "thing")
+    assert remains.in_the_way(store, found, ["thing"], mirror=True) == ("thing/a", "thing/b/c")
+    with pytest.raises(UsageError, match="thing/a"):
+        remains.in_the_way(store, found, ["thing"], mirror=False)
+    place(tmp_path, f"thing/b/{PATH}")  # another model's now
+    with pytest.raises(UsageError, match="thing/b/c") as caught:
+        remains.in_the_way(store, standing(store, "thing"), ["thing"], mirror=True)
+    assert "--mirror" not in (caught.value.hint or "")
+
+
+def test_where_no_pull_was_mirror_is_no_way_out(tmp_path: Path) -> None:
+    place(tmp_path, "thing")
+    store = opened(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        remains.in_the_way(store, standing(store, "thing/a"), ["thing/a"], mirror=False)
+    assert "--mirror" not in (caught.value.hint or "")
+
+
+def test_a_file_becomes_a_folder_and_a_file_again(pullbed: PullBed, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    place(source, "config.json", "thing")
+    pullbed.source, pullbed.dest = str(source), pullbed.dir
+    pullbed.good()
+    (source / "thing").unlink()
+    place(source, "thing/inside.txt")
+    before = Path(pullbed.dir, MANIFEST).read_bytes()
+    assert "--mirror" in pullbed.refused(2)
+    assert Path(pullbed.dir, MANIFEST).read_bytes() == before
+    assert pullbed.good("--mirror")["removed"] == 1
+    assert files_in(pullbed.dir) == {"config.json": b"x", "thing/inside.txt": b"x"}
+    (source / "thing/inside.txt").unlink()
+    (source / "thing").rmdir()
+    place(source, "thing")
+    place(Path(pullbed.dir), "old/.gone.bin.part")
+    assert pullbed.good("--mirror")["removed"] == 2
+    assert files_in(pullbed.dir) == {"config.json": b"x", "thing": b"x"}
+    assert json.loads(Path(pullbed.dir, MANIFEST).read_text())["state"] == "complete"
+    assert not Path(pullbed.dir, "old").exists()
+    place(Path(pullbed.dir), ".gone.bin.part")  # nothing else is left to do
+    assert pullbed.good()["removed"] == 0
+    assert pullbed.good("--mirror")["removed"] == 1
+    assert not Path(pullbed.dir, ".gone.bin.part").exists()
+
+
+# What earlier pulls left
+
+
+def test_leftovers_of_what_is_no_longer_wanted(tmp_path: Path) -> None:
+    long = "n" * 255
+    place(tmp_path, "a", ".a.part", ".a.1.part", ".gone.part", ".gone.1.part", "sub/.gone.part", "kept")
+    place(tmp_path, f".{long[:249]}.part", ".stager/.pull.lease.part", "inner/.x.part", f"inner/{PATH}")
+    (tmp_path / ".link.part").symlink_to("kept")
+    store = opened(tmp_path)
+    assert remains.leftovers(store, standing(store, "a"), snapshot("a")) == (), "no pull was here"
+    noted(tmp_path)
+    found = remains.leftovers(store, standing(store, "a", long), snapshot("a", long))
+    assert found == (".gone.1.part", ".gone.part", "sub/.gone.part")
+    with (tmp_path / ".gone.part").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        remains.discard(store, found)
+        assert (tmp_path / ".gone.part").exists(), "somebody writes it"
+    assert not (tmp_path / ".gone.1.part").exists()
+    assert not (tmp_path / "sub").exists()
+    assert (tmp_path / ".a.part").exists()
+
+
+def test_where_files_are_written_to_their_names_there_are_no_leftovers(tmp_path: Path) -> None:
+    place(tmp_path, ".gone.part")
+    assert DirectoryStore(str(tmp_path), in_place=True).leftovers([]) == ()
+    assert DirectoryStore(str(tmp_path), in_place=False).leftovers([]) == (".gone.part",)
