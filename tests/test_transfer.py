@@ -232,7 +232,7 @@ def test_what_came_wrong_once_is_mended(bed: Bed, name: str) -> None:
     transfer = bed.transfer()
     moved = bed.run(transfer, bed.transits())
     bed.assert_all_there(moved)
-    assert transfer.mended == 1
+    assert (transfer.mended, transfer.landed) == (1, TOTAL)
     assert bed.hub.given[name] == 2 * SIZES[name]
     assert bed.hub.given.total() == TOTAL + SIZES[name]
 
@@ -251,8 +251,10 @@ def test_what_came_wrong_twice_is_never_completed(
     bed: Bed, name: str, request: pytest.FixtureRequest
 ) -> None:
     bed.hub.damaged[name] = 99
+    transfer = bed.transfer()
     with pytest.raises(IntegrityError, match=f"`{name}` came with the wrong checksum, twice"):
-        bed.run(bed.transfer(), bed.transits())
+        bed.run(transfer, bed.transits())
+    assert transfer.landed == TOTAL - SIZES[name], "nothing of it is there"
     with pytest.raises(NotFound):
         bed.store.head(name)
     assert [one.name for one in bed.store.list()] == sorted(SIZES.keys() - {name})
@@ -263,6 +265,16 @@ def test_what_came_wrong_twice_is_never_completed(
         assert oss.log.count(operation="AbortMultipartUpload") == begun
     else:
         assert not list(Path(bed.store.root).rglob(".*.part"))
+
+
+def test_what_was_read_back_and_removed_is_not_there(in_oss: Bed) -> None:
+    transfer = in_oss.transfer()
+    moved = in_oss.run(transfer, in_oss.transits())
+    assert transfer.landed == TOTAL
+    one = max(moved, key=lambda one: one.file.entry.size)
+    one.retract()
+    assert transfer.landed == TOTAL - one.file.entry.size
+    assert one.done is None
 
 
 def test_several_that_came_wrong_twice_are_counted(in_oss: Bed) -> None:

@@ -269,14 +269,16 @@ class Pull:
         )
         transits = [self._transit(one, resume=one.entry.path in resumable) for one in wanted]
         moved = await transfer.run(transits, lambda one: self._transit(one.file))
-        doubted = [one.file for one in moved if one.unproven and self._options.verify is Proof.SHA256]
-        proven = await self._evidence.of_objects(doubted)
-        wrong = [one for one in doubted if one.entry.path not in proven]
+        doubted = [one for one in moved if one.unproven and self._options.verify is Proof.SHA256]
+        proven = await self._evidence.of_objects([one.file for one in doubted])
+        wrong = [one for one in doubted if one.file.entry.path not in proven]
         if wrong:
-            paths = [one.entry.path for one in wrong]
+            paths = [one.file.entry.path for one in wrong]
             await runtime.in_thread("removing what is wrong", partial(self._store.delete, paths))
+            for one in wrong:
+                one.retract()
             transfer.mended += len(wrong)
-            moved += await transfer.run([self._transit(one) for one in wrong], None)
+            moved += await transfer.run([self._transit(one.file) for one in wrong], None)
         for one in moved:
             if one.done is not None:
                 self._rows[one.file.entry.path] = one.done

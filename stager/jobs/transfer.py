@@ -75,8 +75,8 @@ class Transfer:
 
     @property
     def landed(self) -> int:
-        """Bytes that are at the destination, resumed ones among them."""
-        return sum(one.lanes.done for one in self._outflows)
+        """Bytes that are at the destination, resumed ones among them, and none of a file that came wrong."""
+        return sum(one.landed for one in self._transits)
 
     @property
     def replaced(self) -> int:

@@ -89,7 +89,7 @@ class Transit:
         self._upload: Upload | None = None
         self._there: dict[int, UploadedPart] = {}  # by number from 1, as stores count
         self._crcs: dict[int, tuple[int, int]] = {}
-        self._sent = 0  # parts
+        self._sent = self._landed = 0  # parts, and their bytes
         self._opening = threading.Lock()
         self._changed = threading.Condition()
         self.resumed = 0  # bytes that were there from an earlier run
@@ -103,6 +103,15 @@ class Transit:
     def unproven(self) -> bool:
         """Whether a completed file's content was not held against what the hub states, though it states something."""
         return stated(self.file) is not None and self.stream.hexdigest is None
+
+    @property
+    def landed(self) -> int:
+        """Bytes that are at the destination now, whole file or not; none of a file that was wrong, for that was taken back."""
+        return 0 if self.wrong else self._landed
+
+    def retract(self) -> None:
+        """Say that the completed file was read back, found wrong, and removed."""
+        self.wrong, self.done, self.resumed = True, None, 0
 
     def has(self, number: int) -> bool:
         """Whether part `number` (from 0) is at the destination already, and will not be read. In a lane; may ask the store."""
@@ -127,6 +136,7 @@ class Transit:
         self._crcs[portion.number] = made
         with self._changed:
             self._sent += 1
+            self._landed += made[1]
             self._changed.notify_all()
         if portion.last:
             self._complete(upload)
