@@ -130,10 +130,6 @@ def test_a_file_becomes_a_folder_and_a_file_again(pullbed: PullBed, tmp_path: Pa
     assert files_in(pullbed.dir) == {"config.json": b"x", "thing": b"x"}
     assert json.loads(Path(pullbed.dir, MANIFEST).read_text())["state"] == "complete"
     assert not Path(pullbed.dir, "old").exists()
-    place(Path(pullbed.dir), ".gone.bin.part")  # nothing else is left to do
-    assert pullbed.good()["removed"] == 0
-    assert pullbed.good("--mirror")["removed"] == 1
-    assert not Path(pullbed.dir, ".gone.bin.part").exists()
 
 
 # What earlier pulls left
@@ -156,6 +152,19 @@ def test_leftovers_of_what_is_no_longer_wanted(tmp_path: Path) -> None:
     assert not (tmp_path / ".gone.1.part").exists()
     assert not (tmp_path / "sub").exists()
     assert (tmp_path / ".a.part").exists()
+
+
+def test_leftovers_are_removed_where_nothing_else_is_left_to_do(pullbed: PullBed) -> None:
+    pullbed.dest = pullbed.dir
+    pullbed.good()
+    left = Path(pullbed.dir, ".gone.bin.part")
+    place(left.parent, left.name)
+    assert pullbed.good()["removed"] == 0
+    assert pullbed.pull("--json", "--mirror", "--dry-run").event("pull_forecast")["removes"] == [left.name]
+    assert left.exists()
+    assert pullbed.good("--mirror")["removed"] == 1
+    assert not left.exists()
+    pullbed.complete_folder()
 
 
 def test_where_files_are_written_to_their_names_there_are_no_leftovers(tmp_path: Path) -> None:
