@@ -120,6 +120,14 @@ def test_free_buffers_of_other_sizes_are_given_up_for_those_that_are_wanted(mapp
     assert (kept.capacity, large.capacity) == (GRAIN, 7 * GRAIN)
 
 
+def test_no_more_are_given_up_than_it_takes(mapped: Mapped) -> None:
+    buffers = Buffers(8 * GRAIN)
+    for buffer in [buffers.take(turn, 2 * GRAIN, on) for turn in range(4)]:
+        buffers.give(buffer)
+    buffers.take(4, GRAIN, on)
+    assert mapped.now == (3 * 2 + 1) * GRAIN
+
+
 def test_free_buffers_stay_as_long_as_there_is_room(mapped: Mapped) -> None:
     buffers = Buffers(8 * GRAIN)
     buffers.give(buffers.take(0, GRAIN, on))

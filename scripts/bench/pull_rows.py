@@ -132,12 +132,14 @@ class Rows:
         rounds = self.contest.turns((PULL, READ, WRITE, SHA), self.place("fast"))
         gb = self.contest.size / 1e9
         parts = {name: median(one[name].phase_cpu for one in rounds) / gb for name in (READ, WRITE, SHA)}
-        shares = [one[PULL].cpu / sum(one[name].phase_cpu for name in parts) for one in rounds]
+        sums = [sum(one[name].phase_cpu for name in parts) for one in rounds]
+        shares = [one[PULL].phase_cpu / whole for one, whole in zip(rounds, sums, strict=True)]
+        entire = median(one[PULL].cpu / whole for one, whole in zip(rounds, sums, strict=True))
         self.notes.append(
             f"CPU, seconds per GB: {', '.join(f'{name} {took:.2f}' for name, took in parts.items())}, each its transfer alone; of stager "
-            "the whole process counts."
+            f"without what the same command takes when all is there. Its whole process: {entire:.2f}x."
         )
-        ours = median(one[PULL].cpu for one in rounds) / gb
+        ours = median(one[PULL].phase_cpu for one in rounds) / gb
         figures = [f"{sum(parts.values()):.2f} CPU s/GB", f"{ours:.2f} CPU s/GB"]
         share, what = median(shares), "client CPU, both directions, sha256 and CRC-64"
         rival = f"{READ} + {WRITE} + {SHA}"

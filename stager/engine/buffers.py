@@ -65,15 +65,19 @@ class Buffers:
         return found.lent_anew(size)
 
     def _found(self, capacity: int) -> Buffer | None:
-        """A buffer of this capacity: a free one, or a new one if that fits once free ones of other sizes are given up."""
+        """A buffer of this capacity: a free one, or a new one if that fits once free ones of other sizes are given up.
+
+        No more of those than it takes: memory that the system gives again has to be cleared again.
+        """
         if self._free[capacity]:
             return self._free[capacity].pop()
         idle = sum(size * len(some) for size, some in self._free.items())
         if self._held - idle + capacity > self._size:
             return None
-        if self._held + capacity > self._size:
-            self._free.clear()
-            self._held -= idle
+        for size in sorted(self._free):
+            while self._free[size] and self._held + capacity > self._size:
+                self._free[size].pop()
+                self._held -= size
         self._held += capacity
         memory = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if capacity >= _HUGE:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.errors import IntegrityError
 from stager.core.ranges import in_parts
-from stager.core.units import shown
+from stager.core.units import MIB, shown
 from stager.engine import runtime
 from stager.engine.buffers import Buffers
 from stager.jobs.inflow import Inflow, refuse_large
@@ -120,7 +120,9 @@ class Transfer:
         self._transits += transits
         options = self._options
         spans = in_parts({at: one.file.entry.size for at, one in enumerate(transits)}, self._abreast)
-        buffers = Buffers(options.buffer)
+        largest = max(min(one.stream.step, one.file.entry.size) for one in transits)
+        # One part for each lane on either side is all that helps: more would only be memory to clear.
+        buffers = Buffers(min(options.buffer, max(MIB, largest) * 2 * options.lanes))
         index_of = {id(one.stream): at for at, one in enumerate(transits)}
 
         def send(portion: Portion, checkpoint: Checkpoint) -> None:
@@ -157,7 +159,12 @@ class Transfer:
         sending = [f"sending {name}" for name in outflow.sending()]
         active = [] if sending else inflow.active()
         pulse.beat(
-            outflow.lanes.done, _done(transits), inflow.lanes.busy, last=last, active=active, doing=sending
+            outflow.lanes.done,
+            _done(transits),
+            inflow.lanes.busy or inflow.pace().lanes,
+            last=last,
+            active=active,
+            doing=sending,
         )
 
 
