@@ -124,6 +124,7 @@ def test_no_more_are_given_up_than_it_takes(mapped: Mapped) -> None:
     buffers = Buffers(8 * GRAIN)
     for buffer in [buffers.take(turn, 2 * GRAIN, on) for turn in range(4)]:
         buffers.give(buffer)
+    del buffer
     buffers.take(4, GRAIN, on)
     assert mapped.now == (3 * 2 + 1) * GRAIN
 
