@@ -30,7 +30,13 @@ OWNERS = {  # third-party library -> the module or folder that may import it
     "modelscope_hub": "stager.hub.modelscope",  # what modelscope hands its calls to; its errors are named there
     "huggingface_hub": "stager.hub.huggingface",
 }
-ONLY_WHEN_USED = {"tqdm", "oss2", "modelscope", "modelscope_hub", "huggingface_hub"}  # slow imports, never at module level
+ONLY_WHEN_USED = {
+    "tqdm",
+    "oss2",
+    "modelscope",
+    "modelscope_hub",
+    "huggingface_hub",
+}  # slow imports, never at module level
 WORLD = {  # what would let core touch the world; a decision takes snapshots and does no I/O
     *(
         "os",
