@@ -94,6 +94,11 @@ class Buffers:
             self._next += 1
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """Give all that is free back to the system; what is lent out goes when its borrower lets go of it."""
+        with self._changed:
+            self._free.clear()
+
     def give(self, buffer: Buffer) -> None:
         """Take `buffer` back; nobody may look at its view any more."""
         with self._changed:

@@ -86,15 +86,24 @@ class Outflow:
         portion, key = self._wait(span, checkpoint), (span.index, span.offset)
         with self._lock:
             self._in_hand[key] = portion.stream.feed.name
+        counted = 0
+
+        def progress(size: int) -> None:
+            """Bytes count as they go out, those that go out again only once."""
+            nonlocal counted
+            size = min(size, span.length - counted)
+            counted += size
+            checkpoint(size)
+
         try:
             with self._pauses.ended_by(checkpoint):
-                self._send(portion, checkpoint)
+                self._send(portion, progress)
         finally:
             with self._lock:
                 del self._in_hand[key]
             if portion.buffer is not None:
                 self._buffers.give(portion.buffer)
-        checkpoint(span.length)
+        checkpoint(span.length - counted)
 
     def _wait(self, span: Span, checkpoint: Checkpoint) -> Portion:
         key, came = (span.index, span.offset), threading.Event()

@@ -78,6 +78,7 @@ class Proving:
             async with runtime.ticking(_TICK_S, partial(self._tick)):
                 await self._inflow.run()
         finally:
+            self._buffers.close()
             self.seconds = time.monotonic() - started
             self._pulse.tell(self.read, len(self._files_read), self.lanes)
 

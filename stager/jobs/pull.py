@@ -21,6 +21,7 @@ from stager.hub.opening import HubOptions, open_hub
 from stager.jobs import lease, remains
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
+from stager.jobs.inflow import Feed, Stream, refuse_large
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
 from stager.jobs.options import Proof
@@ -222,7 +223,11 @@ class Pull:
         read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
         resumable = ours - read if not options.restart else frozenset()
         if wanted or obsolete:
-            doubts = [one.entry.path for one in wanted if one.entry.path in resumable]
+            refuse_large(
+                [Stream(Feed(one.entry.path, one.entry.size, one.version)) for one in wanted], options.buffer
+            )
+            unhashed = options.verify is not Proof.SHA256
+            doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in resumable]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
             await runtime.in_thread("writing the manifest", begin)
         if blocking := self._in_the_way(standing):

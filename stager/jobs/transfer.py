@@ -148,6 +148,7 @@ class Transfer:
             async with runtime.ticking(_TICK_S, partial(self._tick, pulse, transits, inflow, outflow)):
                 await runtime.together(inflow.run, outflow.run)
         finally:
+            buffers.close()
             pace = inflow.pace()
             self.lanes, self.peak = pace.lanes, max(self.peak, pace.peak)
             pulse.tell(outflow.lanes.done, _done(transits), pace.lanes)

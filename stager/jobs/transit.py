@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stager.core.checksum import combine, crc64
+from stager.core.errors import StagerError
 from stager.core.model import FileEntry
 from stager.engine.lanes import Checkpoint
 from stager.jobs.inflow import Digest, Feed, Portion, Stream
@@ -160,7 +162,7 @@ class Transit:
         if there is not None and not upload.concurrent:
             return None
         assert buffer is not None  # only what is there is left out
-        made = upload.part(portion.number + 1, buffer.view, pace=lambda _size: checkpoint(0))
+        made = upload.part(portion.number + 1, buffer.view, pace=checkpoint)
         return made.crc64, made.size
 
     def _refuse(self) -> None:
@@ -198,12 +200,27 @@ class Transit:
         return sha256_of(self.file, self.stream)
 
     def _complete(self, upload: Upload) -> None:
-        upload.complete()
         crc = 0
         for _, (part, size) in sorted(self._crcs.items()):
             crc = combine(crc, part, size)
+        try:
+            upload.complete()
+        except StagerError:
+            self._remove_wrong(crc)
+            raise
         entry = self.file.entry
         self.done = FileEntry(entry.path, entry.size, sha256_of(self.file, self.stream), crc)
+
+    def _remove_wrong(self, crc: int) -> None:
+        """Remove an object that carries our promise and holds something else: the next run would take it at its word."""
+        with suppress(StagerError):
+            there, sha256 = self._store.head(self.file.entry.path), self._sha256()
+            if (
+                sha256 is not None
+                and there.metadata.get("sha256") == sha256
+                and there.crc64 not in (None, crc)
+            ):
+                self._store.delete([self.file.entry.path])
 
     def abort(self) -> None:
         """Take back what was sent."""
