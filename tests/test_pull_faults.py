@@ -318,7 +318,7 @@ def test_a_store_that_goes_away_in_the_middle(pullbed: PullBed) -> None:
 
 @pytest.mark.parametrize(
     ("status", "code", "exit_code"),
-    [(403, "QuotaExceeded", 6), (507, "InsufficientStorage", 5)],
+    [(403, "QuotaExceeded", 4), (507, "InsufficientStorage", 4)],
 )
 def test_a_store_that_is_full_says_so_in_its_own_words(
     pullbed: PullBed, status: int, code: str, exit_code: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import threading
@@ -18,6 +19,7 @@ from stager.core.errors import DeadlineExceeded, IntegrityError, NotFound, Remot
 from stager.core.location import Location
 from stager.core.model import FileEntry
 from stager.engine import runtime
+from stager.jobs.inflow import Portion
 from stager.jobs.lines import Pauses
 from stager.jobs.transfer import Transfer
 from stager.jobs.transit import Transit
@@ -183,6 +185,36 @@ def test_memory_is_never_more_than_agreed(bed: Bed, buffer: int, mapped: Mapped)
     moved = bed.run(bed.transfer(buffer=buffer, lanes=16), bed.transits())
     bed.assert_all_there(moved)
     assert MIB <= mapped.most <= buffer
+
+
+def test_memory_of_a_round_goes_with_it(bed: Bed, mapped: Mapped) -> None:
+    bed.hub.damaged[bed.transits()[0].file.entry.path] = 1  # a second round
+    transfer = bed.transfer()
+    moved = bed.run(transfer, bed.transits())
+    bed.assert_all_there(moved)
+    assert transfer.mended == 1
+    gc.collect()
+    assert mapped.now == 0
+
+
+def test_bytes_count_as_they_go_out(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that takes longer than --stall-timeout is no standstill."""
+    seen: list[int] = []
+    real = Transit.send
+
+    def send(self: Transit, portion: Portion, checkpoint: Callable[[int], None]) -> None:
+        def counted(size: int) -> None:
+            seen.append(size)
+            checkpoint(size)
+
+        real(self, portion, counted)
+
+    monkeypatch.setattr(Transit, "send", send)
+    transfer = bed.transfer()
+    bed.run(transfer, bed.transits())
+    total = sum(one.entry.size for one in bed.hub.snapshot().files)
+    assert sum(seen) == total
+    assert transfer._outflows[0].lanes.done == total
 
 
 def test_a_destination_that_hangs_holds_up_the_hub(in_oss: Bed, oss: Oss, mapped: Mapped) -> None:

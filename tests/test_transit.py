@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stager.core.checksum import crc64
-from stager.core.errors import NotFound, RemoteError
+from stager.core.errors import AccessDenied, IntegrityError, NotFound, RemoteError
 from stager.core.location import Location
 from stager.core.model import FileEntry
 from stager.hub.base import HubFile
@@ -26,8 +26,10 @@ from stager.store.directory import DirectoryStore
 from stager.store.opening import StoreOptions, open_store
 from stager.store.retry import Retrying
 from tests.faulty import Faulty
+from tests.osslab import checksum
 from tests.osslab.faults import Fault
 from tests.osslab.fixtures import Oss
+from tests.osslab.storage import Blob, Content, Part
 
 MIB = 1 << 20
 SIZE = 4 * MIB + 321  # five parts of 1 MiB
@@ -148,6 +150,35 @@ def test_a_wrong_file_leaves_the_one_that_was_there_alone(oss: Oss, monkeypatch:
         bring(transit := Transit(place.store, file_of(content, wrong=True), hashed=True), content)
         assert transit.wrong
         assert place.content("a") == b"the one before"
+
+
+def test_an_object_that_became_something_else_in_the_store_does_not_stay(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It carries the sha256 that it was to have, and the next run would believe that."""
+    place = in_oss(oss, monkeypatch)
+    transit = Transit(place.store, file_of(DATA), hashed=True)
+    bring(transit, DATA, range(transit.stream.count - 1))
+    [pending] = oss.bucket.uploads.values()
+    number, part = min(pending.parts.items())
+    other = Content((Blob(part.content.size, data=bytes(part.content.size)),))
+    pending.parts[number] = Part(
+        number, other, part.etag, checksum.crc64(bytes(part.content.size)), part.modified
+    )
+    with pytest.raises(IntegrityError):
+        bring(transit, DATA, [transit.stream.count - 1])
+    assert place.content("a") is None
+
+
+def test_what_was_there_before_stays_when_nothing_came_in_its_place(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = in_oss(oss, monkeypatch)
+    oss.put("r1/a", b"the one before", metadata={"sha256": "another"})
+    oss.faults.add(Fault("error", times=None, operation="PutObject", status=403))
+    with pytest.raises(AccessDenied):
+        bring(Transit(place.store, file_of(SMALL), hashed=True), SMALL)
+    assert place.content("a") == b"the one before"
 
 
 def test_without_proof_nothing_is_hashed_and_nothing_is_wrong(place: Place) -> None:

@@ -234,13 +234,14 @@ class _Sdk:
             yield
         except HubError as exc:
             raise self._error(exc) from exc
-        except OSError as exc:  # those of requests, too
-            raise on_the_way(exc, f"{self._source}, at {told(self.endpoint)}") from exc
+        # Before those of the network: what requests raises for an answer that is not JSON is both.
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise RemoteError(
                 f"{self._source}: the answer is not what ModelScope sends ({type(exc).__name__})",
                 hint=f"check MODELSCOPE_ENDPOINT, and that nothing in between answers for {shown(self.endpoint)}",
             ) from exc
+        except OSError as exc:  # those of requests, too
+            raise on_the_way(exc, f"{self._source}, at {told(self.endpoint)}") from exc
 
     def _error(self, exc: Any) -> StagerError:
         """What an error of the SDK's means."""

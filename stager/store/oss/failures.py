@@ -20,6 +20,7 @@ from stager.core.errors import (
     ObjectChanged,
     ObjectExists,
     RemoteError,
+    ResourceRefused,
     StagerError,
     UsageError,
 )
@@ -43,6 +44,7 @@ _SIGNED = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _BETWEEN = "something in between answered; check the endpoint and http_proxy, https_proxy, no_proxy"
+_FULL = {"QuotaExceeded", "BucketQuotaExceeded", "StorageCapacityExceeded"}
 _BROKEN_UPLOAD = {"InvalidPart", "InvalidPartOrder", "EntityTooSmall"}
 
 
@@ -77,6 +79,9 @@ def refused(
         return NotFound(f"{subject} does not exist ({why})", hint=_missing(code))
     if status == 409 and code in ("FileAlreadyExists", "ObjectAlreadyExists"):
         return ObjectExists(f"{subject} is there already, and was not to be replaced ({why})")
+    if status == 507 or code in _FULL:
+        hint = "make room in the bucket, or have its quota or the account's raised"
+        return ResourceRefused(f"{subject}: there is no room left ({why})", hint=hint)
     if status in (401, 403, 407) or code in ("FileImmutable", "AccessForbidden"):
         return AccessDenied(f"{subject}: access is denied ({why})", hint=_permission(exc, code, status))
     if code in _BROKEN_UPLOAD:
