@@ -141,6 +141,15 @@ def test_without_sha256_nothing_is_read_back(large: PullBed) -> None:
     assert not large.manifest().get("unproven")
 
 
+def test_what_was_pulled_unhashed_is_read_back_by_who_wants_a_sha256(large: PullBed) -> None:
+    interrupted(large, "--verify", "crc")
+    assert set(large.manifest()["unproven"]) == set(large.repo.files)
+    there = large.objects()
+    done = large.good()
+    assert done["read_back"] >= sum(map(len, there.values()))
+    large.complete()
+
+
 def test_killed_before_it_was_read_back_the_next_run_does_that(large: PullBed) -> None:
     interrupted(large)
     large.oss.faults.add(Fault("hang", times=None, operation="GetObject", key_glob="*/large-*", seconds=60))
