@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -104,6 +104,7 @@ class Pull:
         standing = await self._survey()
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
+        self._refuse_large(files[index] for index in missing)
         unfinished, _ = await self._unfinished(standing)
         leftovers = await self._leftovers(standing)
         assert self._snapshot is not None
@@ -223,9 +224,7 @@ class Pull:
         read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
         resumable = ours - read if not options.restart else frozenset()
         if wanted or obsolete:
-            refuse_large(
-                [Stream(Feed(one.entry.path, one.entry.size, one.version)) for one in wanted], options.buffer
-            )
+            self._refuse_large(wanted)
             unhashed = options.verify is not Proof.SHA256
             doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in resumable]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
@@ -246,6 +245,13 @@ class Pull:
             self._removed += len(leftovers)
         conclude = partial(ledger.conclude, self._rows, self._unproven(standing))
         await runtime.in_thread("writing the manifest", conclude)
+
+    def _refuse_large(self, files: Iterable[HubFile]) -> None:
+        """As `refuse_large`."""
+        entries = [(one.entry, one.version) for one in files]
+        refuse_large(
+            [Stream(Feed(one.path, one.size, version)) for one, version in entries], self._options.buffer
+        )
 
     async def _doubts(self, standing: Standing) -> list[HubFile]:
         """Read what only reading can prove; what must be pulled is what is left, in the order of the files."""
