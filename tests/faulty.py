@@ -183,7 +183,9 @@ class FaultyUpload:
         self._completed: StagerError | None = None
         self.concurrent, self.part_size, self.parts = upload.concurrent, upload.part_size, upload.parts
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         fault = self._faulty.begin("part", f"{self._name} {number}")
         sent = 0
 
@@ -195,7 +197,7 @@ class FaultyUpload:
                 pace(size)
             sent += size
 
-        made = self._upload.part(number, data, pace=counted)
+        made = self._upload.part(number, data, crc=crc, pace=counted)
         if fault is not None:
             raise fault.error()
         return made

@@ -40,25 +40,25 @@ def lent(content: bytes) -> SimpleNamespace:
 
 def stream_of(content: bytes, step: int, *, hashed: bool = True) -> Stream:
     """A stream whose parts are small enough to have many."""
-    stream = Stream(Feed("a", len(content), "v"), hashlib.sha256() if hashed else None, crc=True)
+    stream = Stream(Feed("a", len(content), "v"), hashlib.sha256() if hashed else None)
     stream.step, stream.count = step, max(1, -(-len(content) // step))
     return stream
 
 
 def part(stream: Stream, content: bytes, number: int, *, left_out: bool = False) -> Portion:
     piece = content[number * stream.step : (number + 1) * stream.step]
-    return Portion(stream, number, None if left_out else lent(piece))  # type: ignore[arg-type]
+    return Portion(stream, number, None if left_out else lent(piece), crc64(piece))  # type: ignore[arg-type]
 
 
 def arrive(stream: Stream, portion: Portion, hand_on: Callable[[Portion], None], cuts: list[int]) -> None:
     """What a lane does with a part that comes in pieces, which end at `cuts`."""
     if portion.buffer is None:
-        stream.arrived(portion, 0, 0, hand_on)
+        stream.arrived(portion, 0, hand_on)
         return
     view, done = portion.buffer.view, 0
     for cut in [*sorted(cut for cut in cuts if cut < len(view)), len(view)]:
         done = stream.hash_ahead(portion.number, view[:cut], done)
-    stream.arrived(portion, done, crc64(view), hand_on)
+    stream.arrived(portion, done, hand_on)
 
 
 @st.composite
@@ -141,7 +141,7 @@ def test_a_part_is_hashed_while_it_comes_but_only_in_its_turn() -> None:
     assert stream.hash_ahead(0, view[:50], 0) == 50
     assert stream.hexdigest == hashlib.sha256(content[:50]).hexdigest()
     assert stream.hash_ahead(0, view[:100], 50) == 100
-    stream.arrived(part(stream, content, 0), 100, 0, lambda _: None)
+    stream.arrived(part(stream, content, 0), 100, lambda _: None)
     assert stream.hash_ahead(1, view[100:150], 0) == 50
     assert stream.hexdigest == hashlib.sha256(content[:150]).hexdigest()
 
@@ -186,7 +186,7 @@ def content_of(source: DirectoryStore, name: str) -> bytes:
 
 
 def streams_of(source: DirectoryStore) -> list[Stream]:
-    return [Stream(Feed(one.name, one.size, one.etag), hashlib.sha256(), crc=True) for one in source.list()]
+    return [Stream(Feed(one.name, one.size, one.etag), hashlib.sha256()) for one in source.list()]
 
 
 def inflow_of(

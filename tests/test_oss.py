@@ -1178,6 +1178,18 @@ def test_a_part_that_arrives_damaged_can_be_sent_again(oss: Oss, large: bytes) -
     assert oss.get("r1/a") == large
 
 
+def test_a_crc_that_the_caller_has_is_what_must_arrive(oss: Oss, large: bytes) -> None:
+    """What changed in memory since its CRC was taken is not what was to be sent."""
+    view = memoryview(large)
+    upload = store_of(oss).upload("a", len(large))
+    with pytest.raises(RemoteError, match="CRC"):
+        upload.part(1, view[: upload.part_size], crc=1)
+    small = store_of(oss).upload("b", len(DATA))
+    small.part(1, memoryview(DATA), crc=1)
+    with pytest.raises(RemoteError, match="CRC"):
+        small.complete()
+
+
 def test_a_small_object_that_arrives_damaged_can_be_sent_again(oss: Oss) -> None:
     upload = store_of(oss).upload("a", len(DATA))
     upload.part(1, memoryview(DATA))

@@ -99,7 +99,8 @@ def portion_of(transit: Transit, content: bytes, number: int) -> Portion:
     if transit.has(number):
         return Portion(transit.stream, number)
     piece = content[number * transit.stream.step : (number + 1) * transit.stream.step]
-    return Portion(transit.stream, number, SimpleNamespace(view=memoryview(piece)))  # type: ignore[arg-type]
+    buffer = SimpleNamespace(view=memoryview(piece))
+    return Portion(transit.stream, number, buffer, crc64(piece))  # type: ignore[arg-type]
 
 
 def bring(transit: Transit, content: bytes, numbers: Iterable[int] | None = None) -> int:
@@ -108,7 +109,7 @@ def bring(transit: Transit, content: bytes, numbers: Iterable[int] | None = None
     for number in range(transit.stream.count) if numbers is None else numbers:
         portion = portion_of(transit, content, number)
         read += portion.buffer is not None
-        transit.stream.arrived(portion, 0, 0, lambda one: transit.send(one, on))
+        transit.stream.arrived(portion, 0, lambda one: transit.send(one, on))
     return read
 
 
@@ -328,7 +329,7 @@ def sent_in_threads(transit: Transit, content: bytes, order: list[int]) -> None:
     portions = [portion_of(transit, content, number) for number in range(transit.stream.count)]
     handed: list[Portion] = []
     for portion in portions:
-        transit.stream.arrived(portion, 0, 0, handed.append)
+        transit.stream.arrived(portion, 0, handed.append)
     failures: list[BaseException] = []
     end = time.monotonic() + 30
 
@@ -385,7 +386,7 @@ def test_parts_go_side_by_side_where_they_may(oss: Oss, monkeypatch: pytest.Monk
     transit = Transit(place.store, file_of(DATA), hashed=True)
     handed: list[Portion] = []
     for number in range(5):
-        transit.stream.arrived(portion_of(transit, DATA, number), 0, 0, handed.append)
+        transit.stream.arrived(portion_of(transit, DATA, number), 0, handed.append)
     oss.storage.incoming = incoming
     threads = [threading.Thread(target=transit.send, args=(one, on)) for one in handed[:4]]
     for thread in threads:
@@ -408,7 +409,7 @@ def test_a_wait_for_other_parts_ends_with_the_run(place: Place) -> None:
     transit = Transit(place.store, file_of(DATA), hashed=True)
     handed: list[Portion] = []
     for number in range(5):
-        transit.stream.arrived(portion_of(transit, DATA, number), 0, 0, handed.append)
+        transit.stream.arrived(portion_of(transit, DATA, number), 0, handed.append)
     with pytest.raises(Over):
         transit.send(handed[4], over)
     assert transit.done is None

@@ -55,7 +55,7 @@ class Hub(Protocol):
         """Resolves the branch to a commit and lists all files of that. Blocks, for many requests where there are many files.
 
         Raises `NotFound` for an unknown model (saying that it may be private, when there is no token) or revision (naming near ones in the hint),
-        `AccessDenied` for a gated or private one, `IntegrityError` for a list that cannot be a model's (a name that leaves its folder, two files
+        `AccessDenied` for a private one, or a gated one whose hub does not list it for everybody, `IntegrityError` for a list that cannot be a model's (a name that leaves its folder, two files
         of one name), `RemoteError` for what may pass, `CannotServe` for a list that the hub cuts short.
         """
 

@@ -30,7 +30,6 @@ from stager.net.answers import retry_after
 from stager.store.base import Reader
 
 if TYPE_CHECKING:
-    from stager.core.model import FileEntry
     from stager.hub.opening import HubOptions
 
 TOKEN, ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"
@@ -65,8 +64,8 @@ class HuggingFaceHub:
         return self._sdk.credentials
 
     def snapshot(self) -> Snapshot:
-        """As `Hub.snapshot`; the revision is always a commit. Raises `AccessDenied` for a gated model whose files are not granted."""
-        commit, gated = self._sdk.commit(self._model, self._asked)
+        """As `Hub.snapshot`; the revision is always a commit. The list of a gated model is for everybody, and only its files are refused."""
+        commit = self._sdk.commit(self._model, self._asked)
         found = snapshot(self._source, commit, self._sdk.files(self._model, commit))
         with self._lock:
             self._shelf = Shelf(
@@ -77,17 +76,7 @@ class HuggingFaceHub:
                 denied=_DENIED,
                 token=self._sdk.token,
             )
-        # Everybody gets the list of such a model: better refused now than after something was changed.
-        if gated:
-            self._refuse_gated(max((one.entry for one in found.files), key=lambda entry: entry.size))
         return found
-
-    def _refuse_gated(self, entry: FileEntry) -> None:
-        reader = self.reader()
-        try:
-            reader.read(entry.path, 0, min(1, entry.size), lambda _: None)
-        finally:
-            reader.close()
 
     def reader(self) -> Reader:
         """As `Hub.reader`."""
@@ -129,13 +118,13 @@ class _Sdk:
         # Without a token it shall look for none: what it finds is what is told as `credentials`.
         self._api = HfApi(endpoint=self.endpoint, token=self.token or False)
 
-    def commit(self, model: str, revision: str | None) -> tuple[str, bool]:
-        """The commit that `revision` (None: the default branch) is at, and whether the model is gated."""
+    def commit(self, model: str, revision: str | None) -> str:
+        """The commit that `revision` (None: the default branch) is at."""
         with self._translated(model, revision):
             found = self._api.model_info(model, revision=revision, timeout=self._options.read_timeout)
             if not isinstance(found.sha, str) or not found.sha:
                 raise ValueError("no commit")
-            return found.sha, bool(found.gated)
+            return found.sha
 
     def files(self, model: str, commit: str) -> list[Listed]:
         """All files of a commit."""

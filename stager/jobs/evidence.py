@@ -112,7 +112,7 @@ class Evidence:
 
 
 def _stream(file: HubFile, version: str) -> Stream:
-    return Stream(Feed(file.entry.path, file.entry.size, version), digest_for(file), crc=True)
+    return Stream(Feed(file.entry.path, file.entry.size, version), digest_for(file))
 
 
 def _row(file: HubFile, stream: Stream) -> FileEntry:

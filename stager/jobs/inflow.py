@@ -45,11 +45,15 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Part `number` (from 0) of `stream`, whole and hashed. `buffer` is None for one that was left out: it is at its destination already."""
+    """Part `number` (from 0) of `stream`, whole and hashed. `buffer` is None for one that was left out: it is at its destination already.
+
+    `crc` is its CRC-64, of the bytes as they came in; 0 where it was left out.
+    """
 
     stream: Stream
     number: int
     buffer: Buffer | None = None
+    crc: int = 0
 
     @property
     def last(self) -> bool:
@@ -60,13 +64,12 @@ class Portion:
 class Stream:
     """One file while it comes in: its parts arrive in any order, are hashed in ascending order, and handed on in that."""
 
-    def __init__(self, feed: Feed, digest: Digest | None = None, *, crc: bool = False) -> None:
-        """`digest` is fed with the file's bytes; it is None where nothing is hashed, or not any more. With `crc`, its CRC-64 is taken as well."""
+    def __init__(self, feed: Feed, digest: Digest | None = None) -> None:
+        """`digest` is fed with the file's bytes; it is None where nothing is hashed, or not any more."""
         self.feed = feed
         self.step = part_size(feed.size)
         self.count = max(1, -(-feed.size // self.step))
         self.digest = digest
-        self.takes_crc = crc
         self._crcs: dict[int, tuple[int, int]] = {}
         self._head = 0  # the part whose bytes come next
         self._waiting: dict[int, Portion] = {}
@@ -97,11 +100,11 @@ class Stream:
         digest.update(view[done:])
         return len(view)
 
-    def arrived(self, portion: Portion, done: int, crc: int, hand_on: Callable[[Portion], None]) -> None:
+    def arrived(self, portion: Portion, done: int, hand_on: Callable[[Portion], None]) -> None:
         """Part `portion` is all there, `done` bytes of it hashed already. Hands on it and those that waited for it, or leaves it waiting."""
         with self._lock:
-            if self.takes_crc and portion.buffer is not None:
-                self._crcs[portion.number] = (crc, len(portion.buffer.view))
+            if portion.buffer is not None:
+                self._crcs[portion.number] = (portion.crc, len(portion.buffer.view))
             if portion.number != self._head:
                 self._waiting[portion.number] = portion
                 return
@@ -201,23 +204,22 @@ class Inflow:
         with self._pauses.ended_by(checkpoint):
             if self._leave_out(span.index, number):
                 self._buffers.passed(turn, checkpoint)
-                stream.arrived(Portion(stream, number), 0, 0, hand_on)
+                stream.arrived(Portion(stream, number), 0, hand_on)
                 return
             buffer = self._buffers.take(turn, span.length, checkpoint)
             hashed, crc = self._fill(stream, span, buffer, line, checkpoint)
-            stream.arrived(Portion(stream, number, buffer), hashed, crc, hand_on)
+            stream.arrived(Portion(stream, number, buffer, crc), hashed, hand_on)
 
     def _fill(
         self, stream: Stream, span: Span, buffer: Buffer, line: Line, checkpoint: Checkpoint
     ) -> tuple[int, int]:
         """Read all of `span` into `buffer`: how many bytes are hashed already, and the CRC. A connection dropped as slow is followed by another."""
         number, filled, hashed, crc = span.offset // stream.step, 0, 0, 0
-        sum_up = crc64 if stream.takes_crc else (lambda _block, before: before)
 
         def sink(block: memoryview) -> None:
             nonlocal filled, hashed, crc
             size = len(block)
-            crc = sum_up(block, crc)
+            crc = crc64(block, crc)  # while the block is in the cache
             filled += size
             line.moved += size
             hashed = stream.hash_ahead(number, buffer.view[:filled], hashed)

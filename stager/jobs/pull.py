@@ -25,6 +25,7 @@ from stager.jobs.inflow import Feed, Stream, refuse_large
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
 from stager.jobs.options import Proof
+from stager.jobs.sampling import sample
 from stager.jobs.stall import watched
 from stager.jobs.stock import Standing, take_stock
 from stager.jobs.transfer import Transfer
@@ -63,6 +64,7 @@ class Pull:
         self._rows: dict[str, FileEntry] = {}  # of files that the destination has, proven as far as was asked
         self._already = 0  # bytes of those that were there before
         self._removed = 0
+        self._sampled = False
 
     def withdraw(self, reason: str) -> None:
         """Say how far it came. What was sent stays for the next run."""
@@ -136,7 +138,16 @@ class Pull:
         self._files, self._left_out = chosen(self._snapshot, options)
         if options.dest.scheme is Scheme.FILE:  # where names must fit beside each other
             place([(one.entry.path, one.entry.size) for one in self._files])
-        return await self._take_stock()
+        standing = await self._take_stock()
+        wanted = range(len(self._files)) if options.restart else standing.wanted
+        await self._sample([self._files[index] for index in wanted])
+        return standing
+
+    async def _sample(self, wanted: Sequence[HubFile]) -> None:
+        """Raise what the hub says to somebody who may see its list and not its files. Once; nothing is to be asked of a folder."""
+        if wanted and not self._sampled and self._options.source.kind is not HubKind.DIRECTORY:
+            await sample(self._hub, wanted)
+            self._sampled = True
 
     def _open_hub(self) -> Hub:
         options = self._options
@@ -225,6 +236,7 @@ class Pull:
         resumable = ours - read if not options.restart else frozenset()
         if wanted or obsolete:
             self._refuse_large(wanted)
+            await self._sample(wanted)
             unhashed = options.verify is not Proof.SHA256
             doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in resumable]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)

@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from stager.core.checksum import combine, crc64
+from stager.core.checksum import combine
 from stager.core.errors import StagerError
 from stager.core.model import FileEntry
 from stager.engine.lanes import Checkpoint
@@ -155,14 +155,14 @@ class Transit:
     def _sent_part(self, upload: Upload, portion: Portion, checkpoint: Checkpoint) -> tuple[int, int] | None:
         """The part's CRC and size, once the destination has it; None where it has another that cannot be replaced, as parts only ascend there."""
         there, buffer = self._there.get(portion.number + 1), portion.buffer
-        if there is not None and (buffer is None or there.crc64 == crc64(buffer.view)):
+        if there is not None and (buffer is None or there.crc64 == portion.crc):
             with self._changed:
                 self.resumed += there.size
             return there.crc64, there.size
         if there is not None and not upload.concurrent:
             return None
         assert buffer is not None  # only what is there is left out
-        made = upload.part(portion.number + 1, buffer.view, pace=checkpoint)
+        made = upload.part(portion.number + 1, buffer.view, crc=portion.crc, pace=checkpoint)
         return made.crc64, made.size
 
     def _refuse(self) -> None:

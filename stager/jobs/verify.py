@@ -133,7 +133,7 @@ class Verify:
 
     def _stream(self, row: FileEntry, there: StoredObject) -> Stream:
         hashed = row.sha256 is not None and (self._options.sha256 or row.crc64 is None)
-        return Stream(Feed(row.path, row.size, there.etag), hashlib.sha256() if hashed else None, crc=True)
+        return Stream(Feed(row.path, row.size, there.etag), hashlib.sha256() if hashed else None)
 
     async def _prove(self, store: Store, streams: Sequence[Stream]) -> None:
         options = self._options

@@ -92,10 +92,13 @@ class Upload(Protocol):
     part_size: int
     parts: tuple[UploadedPart, ...]
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         """Sends part `number` (from 1): `part_size` bytes, the last one fewer. Repeating a number replaces the part.
 
         The bytes of a part that is the only one must stay as they are until `complete` has returned.
+        `crc` is the CRC-64 of `data` where the caller has it, and is believed; otherwise it is taken here.
 
         `pace` is called before each block of `data` is sent, in whatever call sends it (`complete`, for an object of one part). What the
         store says it got is compared with the CRC of `data`: `RemoteError` when they differ.

@@ -101,7 +101,9 @@ class DirectoryUpload:
                 at += len(block)
             self._done[number] = UploadedPart(number, expected, f"{crc:016x}", crc)
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         """As `Upload.part`. Raises ValueError for a part that is not of the plan."""
         if len(data) != self._expected(number):
             raise ValueError(f"part {number} of {len(data)} bytes, expected {self._expected(number)}")
@@ -112,7 +114,7 @@ class DirectoryUpload:
             if pace is not None:
                 pace(len(block))
             self._write(block, at + start)
-        crc = crc64(data)
+        crc = crc64(data) if crc is None else crc
         self._done[number] = made = UploadedPart(number, len(data), f"{crc:016x}", crc)
         return made
 

@@ -148,7 +148,9 @@ class LimitedUpload:
         self.part_size = upload.part_size
         self.parts = upload.parts
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         """As `Upload.part`."""
 
         def paced(size: int) -> None:
@@ -157,7 +159,7 @@ class LimitedUpload:
             if (delay := self._throttle.delay(size)) > 0:
                 self._pause(delay)
 
-        return self._upload.part(number, data, pace=paced)
+        return self._upload.part(number, data, crc=crc, pace=paced)
 
     def complete(self) -> StoredObject:
         """As `Upload.complete`."""

@@ -105,7 +105,14 @@ class MountedUpload:
         self._there = self._crc = 0
         return made
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self,
+        number: int,
+        data: memoryview,
+        *,
+        crc: int | None = None,  # noqa: ARG002  summed up block by block here, as the file takes them
+        pace: Pace | None = None,
+    ) -> UploadedPart:
         """As `Upload.part`, for the next part alone; what of it is there already is compared and not written again.
 
         `ObjectChanged` when it is something else, or when the mount turns out not to add to files: the file is removed then, and a new

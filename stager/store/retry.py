@@ -280,7 +280,9 @@ class RetryingUpload:
         self.parts = upload.parts
         self._done = {part.number: part for part in upload.parts}
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         """As `Upload.part`. `pace` sees every byte that is sent, those that are sent again too."""
         patience = self._store.patience(f"upload of `{shown(self._name)}`")
         own: BaseException | None = None
@@ -302,7 +304,7 @@ class RetryingUpload:
         while True:
             sent = 0
             try:
-                self._done[number] = made = self._upload.part(number, data, pace=paced)
+                self._done[number] = made = self._upload.part(number, data, crc=crc, pace=paced)
             except RemoteError as exc:
                 if exc is own:
                     raise

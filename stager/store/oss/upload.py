@@ -87,11 +87,13 @@ class SingleUpload:
         self._crc = 0
         self._pace: Pace | None = None
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         """As `Upload.part`; `data` is what `complete` sends."""
         _fits(number, data.nbytes, 1, self._sending.size)
         self._data, self._pace = data.cast("B"), pace
-        self._crc = crc64(self._data)
+        self._crc = crc64(self._data) if crc is None else crc
         return UploadedPart(1, data.nbytes, "", self._crc)
 
     def complete(self) -> StoredObject:
@@ -125,11 +127,13 @@ class MultipartUpload:
         self._count = -(-sending.size // self.part_size)
         self._ended = False
 
-    def part(self, number: int, data: memoryview, *, pace: Pace | None = None) -> UploadedPart:
+    def part(
+        self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
+    ) -> UploadedPart:
         """As `Upload.part`."""
         sending = self._sending
         _fits(number, data.nbytes, self._count, self._expected(number))
-        crc = crc64(data)
+        crc = crc64(data) if crc is None else crc
         with sending.bulk(pace) as bucket:
             result = bucket.upload_part(sending.key, self.upload_id, number, data.cast("B"))
         _agree(result.crc, crc, f"part {number} of {sending.subject}")
