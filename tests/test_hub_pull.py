@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.hublab.faults import Fault
 from tests.hublab.repos import Zeros
 from tests.pullbed import PullBed
 
@@ -18,3 +19,25 @@ def test_a_part_larger_than_the_buffer_is_refused_before_anything_is_written(
     assert "hint: give `--buffer 134.0MiB` or more" in line
     assert pullbed.manifest() == {}
     assert pullbed.pull("--dry-run", "--buffer", "134.0MiB").code == 0, "what the hint says is true"
+
+
+@pytest.mark.parametrize("source", ["acme/tiny", "hf://acme/tiny"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry-run"])
+def test_a_hub_that_lists_and_gives_nothing_is_refused_before_anything_is_written(
+    pullbed: PullBed, source: str, dry: tuple[str, ...]
+) -> None:
+    pullbed.source = source
+    operation = "hf-resolve" if source.startswith("hf") else "repo"
+    pullbed.hub.faults.add(Fault("error", times=None, operation=operation, status=403))
+    line = pullbed.refused(6, *dry)
+    assert f"`model-00001-of-00002.safetensors` of {'' if 'hf' in source else 'ms://'}{source}" in line
+    assert "accept its conditions" in line
+    assert pullbed.written() == []
+
+
+def test_one_byte_is_asked_for_only_where_something_is_wanted(pullbed: PullBed) -> None:
+    asked = "model-00001-of-00002.safetensors"
+    pullbed.good()
+    assert pullbed.hub.log.count(operation="cdn", key=asked) == 2, "the byte, and the file"
+    pullbed.hub.faults.add(Fault("error", times=None, operation="repo", status=403))
+    pullbed.good()

@@ -55,8 +55,8 @@ class Hub(Protocol):
         """Resolves the branch to a commit and lists all files of that. Blocks, for many requests where there are many files.
 
         Raises `NotFound` for an unknown model (saying that it may be private, when there is no token) or revision (naming near ones in the hint),
-        `AccessDenied` for a private one, or a gated one whose hub does not list it for everybody, `IntegrityError` for a list that cannot be a model's (a name that leaves its folder, two files
-        of one name), `RemoteError` for what may pass, `CannotServe` for a list that the hub cuts short.
+        `AccessDenied` for a private one, or a gated one whose list is not for everybody, `IntegrityError` for a list that cannot be a model's (a
+        name that leaves its folder, two files of one name), `RemoteError` for what may pass, `CannotServe` for a list that the hub cuts short.
         """
 
     def reader(self) -> Reader:

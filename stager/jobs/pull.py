@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,13 +19,12 @@ from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs import lease, remains
+from stager.jobs.beforehand import Sample, refuse_parts
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
-from stager.jobs.inflow import Feed, Stream, refuse_large
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
 from stager.jobs.options import Proof
-from stager.jobs.sampling import sample
 from stager.jobs.stall import watched
 from stager.jobs.stock import Standing, take_stock
 from stager.jobs.transfer import Transfer
@@ -64,7 +63,7 @@ class Pull:
         self._rows: dict[str, FileEntry] = {}  # of files that the destination has, proven as far as was asked
         self._already = 0  # bytes of those that were there before
         self._removed = 0
-        self._sampled = False
+        self._sample = Sample()
 
     def withdraw(self, reason: str) -> None:
         """Say how far it came. What was sent stays for the next run."""
@@ -106,7 +105,7 @@ class Pull:
         standing = await self._survey()
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
-        self._refuse_large(files[index] for index in missing)
+        refuse_parts((files[index] for index in missing), options.buffer)
         unfinished, _ = await self._unfinished(standing)
         leftovers = await self._leftovers(standing)
         assert self._snapshot is not None
@@ -140,14 +139,8 @@ class Pull:
             place([(one.entry.path, one.entry.size) for one in self._files])
         standing = await self._take_stock()
         wanted = range(len(self._files)) if options.restart else standing.wanted
-        await self._sample([self._files[index] for index in wanted])
+        await self._sample.take(self._hub, [self._files[index] for index in wanted])
         return standing
-
-    async def _sample(self, wanted: Sequence[HubFile]) -> None:
-        """Raise what the hub says to somebody who may see its list and not its files. Once; nothing is to be asked of a folder."""
-        if wanted and not self._sampled and self._options.source.kind is not HubKind.DIRECTORY:
-            await sample(self._hub, wanted)
-            self._sampled = True
 
     def _open_hub(self) -> Hub:
         options = self._options
@@ -235,8 +228,8 @@ class Pull:
         read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
         resumable = ours - read if not options.restart else frozenset()
         if wanted or obsolete:
-            self._refuse_large(wanted)
-            await self._sample(wanted)
+            refuse_parts(wanted, options.buffer)
+            await self._sample.take(self._hub, wanted)
             unhashed = options.verify is not Proof.SHA256
             doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in resumable]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
@@ -257,13 +250,6 @@ class Pull:
             self._removed += len(leftovers)
         conclude = partial(ledger.conclude, self._rows, self._unproven(standing))
         await runtime.in_thread("writing the manifest", conclude)
-
-    def _refuse_large(self, files: Iterable[HubFile]) -> None:
-        """As `refuse_large`."""
-        entries = [(one.entry, one.version) for one in files]
-        refuse_large(
-            [Stream(Feed(one.path, one.size, version)) for one, version in entries], self._options.buffer
-        )
 
     async def _doubts(self, standing: Standing) -> list[HubFile]:
         """Read what only reading can prove; what must be pulled is what is left, in the order of the files."""
