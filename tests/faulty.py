@@ -109,12 +109,13 @@ class Faulty:
         *,
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
-        resume: bool = False,
+        resume: bool | str = False,
         discard: bool = False,
+        pace: Pace | None = None,
     ) -> FaultyUpload:
         fault = self.begin("upload", name)
         made = self.store.upload(
-            name, size, metadata=metadata, replace=replace, resume=resume, discard=discard
+            name, size, metadata=metadata, replace=replace, resume=resume, discard=discard, pace=pace
         )
         if fault is not None:
             raise fault.error()

@@ -392,6 +392,18 @@ def test_without_resume_an_upload_begins_anew(store: DirectoryStore) -> None:
     assert store.upload("file", PART_SIZE + 1, resume=True).parts == ()
 
 
+def test_the_very_upload_that_was_listed_goes_on(store: DirectoryStore) -> None:
+    def leave(content: bytes) -> str:
+        store.upload("file", PART_SIZE + 1).part(1, memoryview(content))
+        [listed] = store.unfinished()
+        return listed.upload_id
+
+    mine = leave(bytes(PART_SIZE))
+    assert len(store.upload("file", PART_SIZE + 1, resume=mine).parts) == 1
+    assert leave(b"x" * PART_SIZE) != mine
+    assert store.upload("file", PART_SIZE + 1, resume=mine).parts == ()
+
+
 def test_what_ended_uploads_left_is_discarded_and_what_a_running_one_holds_is_not(
     store: DirectoryStore,
 ) -> None:

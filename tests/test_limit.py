@@ -128,6 +128,13 @@ def test_uploads_share_the_rate_with_readers(bench: Bench) -> None:
     assert Path(bench.folder.root, "new").read_bytes() == content
 
 
+def test_what_a_resumed_upload_reads_back_is_paid_for(bench: Bench) -> None:
+    content = bytes(17 << 20)
+    bench.folder.upload("new", len(content)).part(1, memoryview(content)[: 16 << 20])
+    assert len(bench.store.upload("new", len(content), resume=True).parts) == 1
+    assert bench.now - 1000 == pytest.approx((16 << 20) / RATE)
+
+
 def test_parts_from_several_threads_share_the_rate(oss: Oss) -> None:
     now, lock = 1000.0, threading.Lock()
 

@@ -1235,6 +1235,19 @@ def test_the_newest_upload_of_that_very_key_goes_on_and_parts_that_do_not_fit_ar
     assert store.upload("a", len(large) + (1 << 20), resume=True).parts == ()
 
 
+def test_the_very_upload_that_was_listed_goes_on_whatever_was_begun_since(oss: Oss, large: bytes) -> None:
+    store, view = store_of(oss), memoryview(large)
+    store.upload("a", len(large)).part(1, view[: store.upload("b", len(large)).part_size])
+    [mine] = [one for one in store.unfinished() if one.name == "a"]
+    time.sleep(1.1)
+    other = store.upload("a", len(large))
+    other.part(2, view[other.part_size :])
+    found = store.upload("a", len(large), resume=mine.upload_id)
+    assert [part.number for part in found.parts] == [1]
+    found.abort()
+    assert store.upload("a", len(large), resume=mine.upload_id).parts == ()
+
+
 def test_unfinished_uploads_are_listed_below_the_root(oss: Oss, large: bytes) -> None:
     store, view = store_of(oss), memoryview(large)
     uploads = [store.upload(name, len(large)) for name in ("a", "sub/b")]

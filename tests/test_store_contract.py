@@ -503,6 +503,28 @@ def test_an_upload_goes_on_where_another_process_left_it(place: Place, large: by
     third.abort()
 
 
+def test_what_an_upload_has_is_read_block_by_block_and_a_stop_leaves_it(place: Place, large: bytes) -> None:
+    first = place.store.upload("a", len(large))
+    size = first.part_size
+    for number in (1, 2):
+        first.part(number, memoryview(large)[(number - 1) * size : number * size])
+    del first
+    paced: list[int] = []
+    assert len(place.store.upload("a", len(large), resume=True, pace=paced.append).parts) == 2
+    if place.crc:
+        assert paced == [], "the store tells what it has"
+        return
+    assert sum(paced) == 2 * size
+    assert max(paced) <= BLOCK
+
+    def stop(_size: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:  # with all that its traceback refers to
+        place.store.upload("a", len(large), resume=True, pace=stop)
+    assert len(place.store.upload("a", len(large), resume=True).parts) == 2, kept
+
+
 def test_nothing_of_an_aborted_upload_is_there(place: Place, large: bytes) -> None:
     place.put("a", b"old")
     upload = place.store.upload("a", len(large))

@@ -146,13 +146,16 @@ class Store(Protocol):
         *,
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
-        resume: bool = False,
+        resume: bool | str = False,
         discard: bool = False,
+        pace: Pace | None = None,
     ) -> Upload:
         """Begins the object `name` of `size` bytes. Small ones are one part, and sent in one request by `complete`.
 
-        `part_size` is what `stager.core.ranges.part_size` says. With `resume` the newest unfinished upload of that name goes on where there is one; with `discard` all
-        unfinished uploads of that name are aborted first.
+        `part_size` is what `stager.core.ranges.part_size` says. With `resume` the newest unfinished upload of that name goes on where there is one, or, given an
+        `Unfinished.upload_id`, that very one if it is still there; with `discard` all unfinished uploads of that name are aborted first.
+        Where what an upload has must be read to be known, `pace` is called with the size of each block of that; what it raises ends the call, and
+        the upload stays as it was.
         Without `replace` an object that is there is not touched (`ObjectExists`, at the latest from `complete`).
         """
 

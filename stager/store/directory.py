@@ -23,7 +23,7 @@ from stager.core.errors import (
 )
 from stager.core.units import shown
 from stager.node.filesystems import object_store_at
-from stager.store.base import BLOCK, Sink, StoredObject, Unfinished
+from stager.store.base import BLOCK, Pace, Sink, StoredObject, Unfinished
 from stager.store.directory_upload import (
     DirectoryUpload,
     exists,
@@ -82,18 +82,20 @@ class DirectoryStore:
         *,
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002  # a folder has no place for it
         replace: bool = True,
-        resume: bool = False,
+        resume: bool | str = False,
         discard: bool = False,
+        pace: Pace | None = None,
     ) -> DirectoryUpload | MountedUpload:
         """As `Store.upload`; `metadata` is dropped. What a resumed upload has is read again for its parts' CRC.
 
+        An id is not looked at where files are written straight to their names: there is one upload of each.
         `discard` leaves the uploads alone that a running process holds.
         """
         path = self._writable(name)
         if not replace and os.path.lexists(path):
             raise exists(path)
         kind = MountedUpload if self._writes_in_place() else DirectoryUpload
-        return kind(self._path, name, size, replace=replace, resume=resume, discard=discard)
+        return kind(self._path, name, size, replace=replace, resume=resume, discard=discard, pace=pace)
 
     def _writes_in_place(self) -> bool:
         if self._in_place is None:

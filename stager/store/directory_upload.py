@@ -54,9 +54,17 @@ class DirectoryUpload:
     concurrent = False
 
     def __init__(
-        self, root: str, name: str, size: int, *, replace: bool, resume: bool, discard: bool = False
+        self,
+        root: str,
+        name: str,
+        size: int,
+        *,
+        replace: bool,
+        resume: bool | str,
+        discard: bool = False,
+        pace: Pace | None = None,
     ) -> None:
-        """Opens the file; with `resume` keeps what is in it. `discard` removes first what uploads that have ended left behind.
+        """Opens the file; with `resume` keeps what is in it, `pace` as for `Store.upload`. `discard` removes first what uploads that have ended left behind.
 
         Raises `StagerError` where it cannot be made.
         """
@@ -71,13 +79,16 @@ class DirectoryUpload:
             raise from_oserror(exc, f"`{shown(self._final)}`") from exc
         self._done: dict[int, UploadedPart] = {}
         try:
-            if resume and not discard:
-                self._recall()
+            if not discard and self._is(resume=resume):
+                self._recall(pace or (lambda _: None))
             else:
                 os.ftruncate(self._fd, 0)
         except OSError as exc:
             self._close()
             raise from_oserror(exc, f"`{shown(self._part)}`") from exc
+        except BaseException:
+            self._close()
+            raise
         self.parts = tuple(self._done.values())
 
     def _expected(self, number: int) -> int:
@@ -85,7 +96,11 @@ class DirectoryUpload:
         at = (number - 1) * self.part_size
         return min(self.part_size, self._size - at) if number == 1 or 0 < at < self._size else -1
 
-    def _recall(self) -> None:
+    def _is(self, *, resume: bool | str) -> bool:
+        """Whether the file is what to go on with."""
+        return resume == stored(self._name, os.fstat(self._fd)).etag if isinstance(resume, str) else resume
+
+    def _recall(self, pace: Pace) -> None:
         left = os.fstat(self._fd).st_size
         for number in count(1):
             expected = self._expected(number)
@@ -94,7 +109,8 @@ class DirectoryUpload:
             left -= expected
             crc, at, end = 0, (number - 1) * self.part_size, (number - 1) * self.part_size + expected
             while at < end:
-                block = os.pread(self._fd, min(BLOCK, end - at), at)
+                pace(size := min(BLOCK, end - at))
+                block = os.pread(self._fd, size, at)
                 if not block:
                     return
                 crc = crc64(block, crc)

@@ -58,12 +58,19 @@ class Limited:
         *,
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
-        resume: bool = False,
+        resume: bool | str = False,
         discard: bool = False,
+        pace: Pace | None = None,
     ) -> LimitedUpload:
         """As `Store.upload`."""
         upload = self.adapter.upload(
-            name, size, metadata=metadata, replace=replace, resume=resume, discard=discard
+            name,
+            size,
+            metadata=metadata,
+            replace=replace,
+            resume=resume,
+            discard=discard,
+            pace=_paid(pace, self._throttle, self._pause),
         )
         return LimitedUpload(upload, self._throttle, self._pause)
 
@@ -152,14 +159,7 @@ class LimitedUpload:
         self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
     ) -> UploadedPart:
         """As `Upload.part`."""
-
-        def paced(size: int) -> None:
-            if pace is not None:
-                pace(size)
-            if (delay := self._throttle.delay(size)) > 0:
-                self._pause(delay)
-
-        return self._upload.part(number, data, crc=crc, pace=paced)
+        return self._upload.part(number, data, crc=crc, pace=_paid(pace, self._throttle, self._pause))
 
     def complete(self) -> StoredObject:
         """As `Upload.complete`."""
@@ -168,3 +168,15 @@ class LimitedUpload:
     def abort(self) -> None:
         """As `Upload.abort`."""
         self._upload.abort()
+
+
+def _paid(pace: Pace | None, throttle: Throttle, pause: Callable[[float], None]) -> Pace:
+    """`pace`, and a wait until the block is paid for."""
+
+    def paid(size: int) -> None:
+        if pace is not None:
+            pace(size)
+        if (delay := throttle.delay(size)) > 0:
+            pause(delay)
+
+    return paid

@@ -32,9 +32,17 @@ class MountedUpload:
     concurrent = False
 
     def __init__(
-        self, root: str, name: str, size: int, *, replace: bool, resume: bool, discard: bool = False
+        self,
+        root: str,
+        name: str,
+        size: int,
+        *,
+        replace: bool,
+        resume: bool | str,
+        discard: bool = False,
+        pace: Pace | None = None,
     ) -> None:
-        """With `resume`, reads what is there. Raises `StagerError` where that fails."""
+        """With `resume`, reads what is there, `pace` as for `Store.upload`. Raises `StagerError` where that fails."""
         self.part_size = part_size(size)
         self._name, self._size, self._replace = name, size, replace
         self._final = os.path.join(root, name)
@@ -45,13 +53,13 @@ class MountedUpload:
         self._there = self._crc = 0  # of the part after `_parts`: bytes that are in the file, and their CRC
         if resume and replace and not discard:
             try:
-                self._recall()
+                self._recall(pace or (lambda _: None))
             except OSError as exc:
                 self._close()
                 raise self._failure(exc) from exc
         self.parts = tuple(self._parts)
 
-    def _recall(self) -> None:
+    def _recall(self, pace: Pace) -> None:
         try:
             fd = os.open(self._final, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -60,7 +68,7 @@ class MountedUpload:
             found = stored(self._name, os.fstat(fd)).size
             if not 0 < found <= self._size:
                 return
-            for block in partfile.blocks(fd, 0, found, lambda _: None):
+            for block in partfile.blocks(fd, 0, found, pace):
                 self._took(block)
         finally:
             os.close(fd)

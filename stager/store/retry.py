@@ -129,14 +129,15 @@ class Retrying:
         *,
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
-        resume: bool = False,
+        resume: bool | str = False,
         discard: bool = False,
+        pace: Pace | None = None,
     ) -> RetryingUpload:
         """As `Store.upload`. An answer that is lost leaves an unfinished upload behind at the store."""
 
         def begin() -> Upload:
             return self._store.upload(
-                name, size, metadata=metadata, replace=replace, resume=resume, discard=discard
+                name, size, metadata=metadata, replace=replace, resume=resume, discard=discard, pace=pace
             )
 
         return RetryingUpload(self, self.call(f"upload of `{shown(name)}`", begin), name, size)

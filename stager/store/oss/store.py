@@ -10,7 +10,7 @@ from typing import Any
 from stager.core.errors import RemoteError
 from stager.core.location import Location
 from stager.core.units import shown
-from stager.store.base import StoredObject, Unfinished
+from stager.store.base import Pace, StoredObject, Unfinished
 from stager.store.credentials import Source, find
 from stager.store.opening import StoreOptions
 from stager.store.oss.answers import age, described, readable_in_listing
@@ -129,8 +129,9 @@ class OssStore:
         *,
         metadata: Mapping[str, str] | None = None,
         replace: bool = True,
-        resume: bool = False,
+        resume: bool | str = False,
         discard: bool = False,
+        pace: Pace | None = None,  # noqa: ARG002  # nothing is read: OSS tells what it has
     ) -> SingleUpload | MultipartUpload:
         """As `Store.upload`. A resumed upload keeps the metadata that it was begun with."""
         sending = Sending(self._client, self._prefix, name, size, metadata or {}, replace=replace)

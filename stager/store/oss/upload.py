@@ -186,13 +186,13 @@ class MultipartUpload:
         return min(self.part_size, self._sending.size - (number - 1) * self.part_size)
 
 
-def begin(sending: Sending, *, resume: bool, discard: bool) -> SingleUpload | MultipartUpload:
+def begin(sending: Sending, *, resume: bool | str, discard: bool) -> SingleUpload | MultipartUpload:
     """As `Store.upload`. A resumed upload keeps the metadata that it was begun with."""
     single = sending.size <= part_of(sending.size)
     if discard:
         for one in _begun(sending):
             _abort(sending, one.upload_id)
-    elif resume and not single and (found := _newest(sending)) is not None:
+    elif resume and not single and (found := _unended(sending, which=resume)) is not None:
         return found
     if single:
         return SingleUpload(sending)
@@ -214,13 +214,19 @@ def _abort(sending: Sending, upload_id: str) -> None:
         pass  # it is gone, which is what was wanted
 
 
-def _newest(sending: Sending) -> MultipartUpload | None:
-    for one in sorted(_begun(sending), key=lambda one: one.begun, reverse=True)[:1]:
-        try:
-            return MultipartUpload(sending, one.upload_id, tuple(_parts(sending, one.upload_id)))
-        except NotFound:
-            break  # ended meanwhile
-    return None
+def _unended(sending: Sending, *, which: bool | str) -> MultipartUpload | None:
+    """The unfinished upload of the id `which`, or the newest; None where it has ended."""
+    if isinstance(which, str):
+        upload_id = which
+    else:
+        newest = max(_begun(sending), key=lambda one: one.begun, default=None)
+        if newest is None:
+            return None
+        upload_id = newest.upload_id
+    try:
+        return MultipartUpload(sending, upload_id, tuple(_parts(sending, upload_id)))
+    except NotFound:
+        return None
 
 
 def _parts(sending: Sending, upload_id: str) -> Iterator[UploadedPart]:
