@@ -21,6 +21,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from stager.core.errors import ResourceRefused, StagerError, from_oserror
 from stager.core.units import shown
+from stager.node.frozen import worker_command
 
 Message: TypeAlias = dict[str, Any]
 
@@ -39,7 +40,7 @@ async def run_crew(
     *,
     hold: Sequence[int] = (),
 ) -> None:
-    """Runs ``python -m module`` once for each of `jobs`, all at once; `on_message` gets (job number, message) in the event loop.
+    """Runs `module` as a program once for each of `jobs`, all at once; `on_message` gets (job number, message) in the event loop.
 
     `hold` are descriptors that the workers keep open as long as they live: a lock on them outlives this process then.
 
@@ -82,10 +83,9 @@ async def _serve(
 
 
 async def _start(module: str, hold: Sequence[int]) -> Process:
-    """A worker. With ``-P`` the current folder is none of the places modules come from: a model may hold a `json.py`."""
     try:
         return await anyio.open_process(
-            [sys.executable, "-P", "-m", module],
+            worker_command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None,

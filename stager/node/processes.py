@@ -9,6 +9,8 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 
+from stager.node.frozen import without_own
+
 _PR_SET_PDEATHSIG = 1
 _NOT_FILES = ("/dev/", "/proc/", "/sys/")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,13 +69,13 @@ def original_environment() -> dict[bytes, bytes]:
         with open("/proc/self/environ", "rb") as block:
             items = block.read().split(b"\0")
     except OSError:
-        return dict(os.environb)
+        return without_own(os.environb)
     found: dict[bytes, bytes] = {}
     for item in items:
         name, equals, value = item.partition(b"=")
         if name and equals:
             found.setdefault(name, value)  # getenv(3) finds the first of two
-    return found
+    return without_own(found)
 
 
 def status_fields(pid: int) -> list[str]:
