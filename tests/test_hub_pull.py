@@ -28,7 +28,7 @@ def test_a_hub_that_lists_and_gives_nothing_is_refused_before_anything_is_writte
 ) -> None:
     pullbed.source = source
     operation = "hf-resolve" if source.startswith("hf") else "repo"
-    pullbed.hub.faults.add(Fault("error", times=None, operation=operation, status=403))
+    pullbed.hub.faults.add(Fault("error", times=None, operation=operation, status=403, samples=True))
     line = pullbed.refused(6, *dry)
     assert f"`model-00001-of-00002.safetensors` of {'' if 'hf' in source else 'ms://'}{source}" in line
     assert "accept its conditions" in line
@@ -39,5 +39,5 @@ def test_one_byte_is_asked_for_only_where_something_is_wanted(pullbed: PullBed) 
     asked = "model-00001-of-00002.safetensors"
     pullbed.good()
     assert pullbed.hub.log.count(operation="cdn", key=asked) == 2, "the byte, and the file"
-    pullbed.hub.faults.add(Fault("error", times=None, operation="repo", status=403))
+    pullbed.hub.faults.add(Fault("error", times=None, operation="repo", status=403, samples=True))
     pullbed.good()

@@ -103,7 +103,7 @@ def test_a_folder_is_gone_on_with_and_read_back(bed: PullBed) -> None:
     done = bed.good()
     assert done["resumed"] == 2 * PART
     assert done["read_back"] == SIZE + done["already"], "and what was whole before: no store tells of it here"
-    assert bed.hub.bytes_sent(BIG) == SIZE - 2 * PART
+    assert bed.hub.bytes_sent(BIG) == SIZE - 2 * PART + 1  # and one, to see whether the hub gives it
     bed.complete_folder()
     bed.forget()
     assert bed.good()["pulled"] == 0
@@ -169,7 +169,7 @@ def test_a_mount_is_gone_on_with_by_adding_and_read_back(
     done_again = bed.good()
     assert done_again["resumed"] == 2 * PART
     assert done_again["read_back"] == SIZE + done_again["already"]
-    assert bed.hub.bytes_sent(BIG) == SIZE - 2 * PART
+    assert bed.hub.bytes_sent(BIG) == SIZE - 2 * PART + 1  # and one, to see whether the hub gives it
     counts = mount.counters()
     assert counts["written"][f"models/tiny/{BIG}"] == SIZE
     assert not REFUSED & counts["writing"].keys()

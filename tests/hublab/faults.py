@@ -16,6 +16,7 @@ BODIES = frozenset({"repo", "hf-resolve", "cdn", "internal"})
 _STORES = frozenset({"cdn", "internal"})
 _RANGES = frozenset({"whole", "wrong-range"})
 _ALL: frozenset[str] | None = None
+_FIRST_BYTE = "bytes=0-0"
 
 KINDS: dict[str, tuple[str, frozenset[str] | None]] = {
     # name -> (what happens, the operations that it is for by itself; None: all)
@@ -47,10 +48,12 @@ class Fault(common.Fault):
     """One thing that goes wrong `times` times (None: always).
 
     It is for requests that match `method`, `operation`, `host` ("hub", "cdn", "internal") and `key_glob`, the file's path (of lists: the
-    folder). The rest is as for the store's: `skip`, `nth`, `after_bytes` (default: half of the body), `sticky`.
+    folder). The rest is as for the store's: `skip`, `nth`, `after_bytes` (default: half of the body), `sticky`. Who asks for the first byte
+    of a file alone wants to know whether it is given at all, and is struck only with `samples`.
     """
 
     host: str | None = None
+    samples: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -78,9 +81,10 @@ class Faults(common.Faults):
 
     def strike(self, record: Record, *, ranged: bool, body: bool) -> Fault | None:
         """The fault for this request, counted, or None."""
+        sample = record.headers.get("range") == _FIRST_BYTE
         with self._lock:
             for fault in self._script:
-                if not isinstance(fault, Fault):
+                if not isinstance(fault, Fault) or (sample and not fault.samples):
                     continue
                 fits = fault.meets(record.method, record.operation, record.key, ranged=ranged, body=body)
                 if fits and fault.strikes(record.connection):
