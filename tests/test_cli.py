@@ -14,7 +14,7 @@ import stager
 from tests.harness import MIB, ROOT, Box, command, environment
 
 GOLDEN = ROOT / "tests" / "golden" / "cli"
-VERBS = ("pull", "fetch", "warm", "check", "verify", "ls", "status", "run", "ready", "wait", "evict")
+VERBS = ("pull", "fetch", "warm", "check", "verify", "ls", "status", "run", "ready", "wait", "evict", "install")
 
 
 def help_of(*words: str) -> str:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "ready": "Answer by exit code whether the marker says ready and is still true.",
     "wait": "Wait until `ready` would say yes.",
     "evict": "Give the pages of files back to the system.",
+    "install": "Copy the self-contained program into a folder, for containers without Python.",
 }
 
 
@@ -88,6 +89,8 @@ def run(argv: list[str]) -> NoReturn:
         else:  # nobody takes the help: a full disk, a reader that went away
             code = 0
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still holds back
+    except ModuleNotFoundError as exc:
+        code = _bug(exc, words) if _is_ours(exc) else say(_left_out(exc, words), words)
     except Exception as exc:
         code = _bug(exc, words)
     leave(code if isinstance(code, int) else 0)
@@ -101,6 +104,19 @@ def _bug(exc: BaseException, words: Words) -> int:
         traceback.print_exc()
     hint = None if words.traceback else "this is a bug of stager; `-vv` shows where"
     return say(StagerError(f"{type(exc).__name__}: {exc}", hint=hint), words)
+
+
+def _is_ours(exc: ModuleNotFoundError) -> bool:
+    return (exc.name or "stager").split(".")[0] == "stager"
+
+
+def _left_out(exc: ModuleNotFoundError, words: Words) -> UsageError:
+    """The self-contained program leaves the hubs' libraries out; an installation by hand may lack any."""
+    library = (exc.name or "").split(".")[0]
+    return UsageError(
+        f"this `stager {words.first}` needs the library {library}, which is not part of this installation",
+        hint=f"the image stager:{__version__} (the one without `-warm`) has it, and `pip install stager` brings it",
+    )
 
 
 def say(error: StagerError, words: Words) -> int:
