@@ -440,6 +440,29 @@ def test_without_a_crc_nothing_proves_that_the_object_is_ours(tmp_path: Path) ->
         sent(bench, "file", b"new")
 
 
+@pytest.mark.parametrize("call", ["part", "complete"])
+def test_an_upload_that_ends_in_the_middle_can_be_begun_anew(bench: Bench, call: str) -> None:
+    content = os.urandom(PART_SIZE + 100)
+    upload = bench.store.upload("file", len(content))
+    upload.part(1, memoryview(content)[:PART_SIZE])
+    bench.fails(call, times=99, error=lambda: NotFound("no such upload"))
+
+    def go_on() -> None:
+        upload.part(2, memoryview(content)[PART_SIZE:])
+        upload.complete()
+
+    with pytest.raises(ObjectChanged, match=r"`file` is gone.*no such upload") as caught:
+        go_on()
+    assert "run it again" in (caught.value.hint or "")
+    assert bench.faulty.attempts(call) == (2 if call == "part" else 1)
+
+
+def test_a_place_that_is_not_there_is_none(bench: Bench) -> None:
+    bench.fails("complete", error=lambda: NotFound("no such bucket"))
+    with pytest.raises(NotFound):
+        sent(bench, "file", b"new")
+
+
 def test_an_object_that_was_there_first_is_not_ours_even_if_it_is_the_same(bench: Bench) -> None:
     upload = bench.store.upload("file", 3, replace=False)
     upload.part(1, memoryview(b"new"))

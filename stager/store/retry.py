@@ -17,6 +17,7 @@ from stager.core.errors import (
     ObjectChanged,
     ObjectExists,
     RemoteError,
+    StagerError,
 )
 from stager.core.units import shown
 from stager.store.base import Pace, Reader, Sink, Store, StoredObject, Upload, UploadedPart
@@ -284,7 +285,7 @@ class RetryingUpload:
     def part(
         self, number: int, data: memoryview, *, crc: int | None = None, pace: Pace | None = None
     ) -> UploadedPart:
-        """As `Upload.part`. `pace` sees every byte that is sent, those that are sent again too."""
+        """As `Upload.part`; `ObjectChanged` when the upload is gone. `pace` sees every byte that is sent, those that are sent again too."""
         patience = self._store.patience(f"upload of `{shown(self._name)}`")
         own: BaseException | None = None
         furthest = sent = 0
@@ -306,6 +307,10 @@ class RetryingUpload:
             sent = 0
             try:
                 self._done[number] = made = self._upload.part(number, data, crc=crc, pace=paced)
+            except NotFound as exc:
+                if exc is own:
+                    raise
+                raise self._gone(exc) from None
             except RemoteError as exc:
                 if exc is own:
                     raise
@@ -314,20 +319,33 @@ class RetryingUpload:
                 return made
 
     def complete(self) -> StoredObject:
-        """As `Upload.complete`. After a lost answer the object that is there counts, if it has the CRC of the parts."""
+        """As `Upload.complete`. After a lost answer the object that is there counts, if it has the CRC of the parts.
+
+        `ObjectChanged` when the upload is gone, and nothing has come of it.
+        """
         patience = self._store.patience(f"completion of `{shown(self._name)}`")
         asked_before = False
         while True:
             try:
                 return self._upload.complete()
-            except (NotFound, ObjectExists):
-                made = self._made() if asked_before else None
-                if made is None:
-                    raise
-                return made
+            except (NotFound, ObjectExists) as exc:
+                if asked_before and (made := self._made()) is not None:
+                    return made
+                if isinstance(exc, NotFound):
+                    raise self._gone(exc) from None
+                raise
             except RemoteError as exc:
                 patience.after(exc)
                 asked_before = True
+
+    def _gone(self, exc: NotFound) -> StagerError:
+        """The error for an upload that was begun and is not there any more; `exc` for what goes in one request, which begins nothing."""
+        if self._size <= self.part_size:
+            return exc
+        return ObjectChanged(
+            f"the upload of `{shown(self._name)}` is gone, ended perhaps by a lifecycle rule of the bucket: {exc.message}",
+            hint="run it again: this file begins anew",
+        )
 
     def _made(self) -> StoredObject | None:
         try:
