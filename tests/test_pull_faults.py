@@ -201,6 +201,22 @@ def test_a_slow_connection_to_the_hub_is_replaced(pullbed: PullBed) -> None:
     pullbed.complete()
 
 
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+def test_an_upload_that_is_aborted_from_outside_begins_anew_in_the_next_run(
+    pullbed: PullBed, operation: str
+) -> None:
+    [name] = shards(pullbed, 1, 2 * PART + 5, "large")
+    with pullbed.held_at_store(operation=operation, key_glob=f"*/{name}") as gate:
+        running = pullbed.start()
+        gate.reached()
+        pullbed.oss.bucket.uploads.clear()  # as a lifecycle rule does
+    line = refusal(running.finish(), 5)
+    assert f"`{name}` is gone" in line
+    assert "run it again" in line
+    pullbed.good()
+    pullbed.complete()
+
+
 # Wrong bytes
 
 
@@ -235,6 +251,20 @@ def test_what_is_corrupt_twice_never_becomes_an_object(pullbed: PullBed) -> None
     pullbed.hub.faults.clear()
     pullbed.good()
     pullbed.complete()
+
+
+def test_what_is_corrupt_twice_is_that_also_where_nothing_may_be_aborted(pullbed: PullBed) -> None:
+    [name] = shards(pullbed, 1, PART + 5, "bad")
+    pullbed.hub.faults.add(HubFault("corrupt", times=None, host="cdn", key_glob=name))
+    pullbed.oss.faults.add(
+        Fault("error", times=None, operation="AbortMultipartUpload", status=403, code="AccessDenied")
+    )
+    done = pullbed.pull("--json")
+    assert done.code == 8, str(done)
+    assert "wrong checksum" in done.event("error")["message"]
+    told = [one for one in done.all("note") if one["code"] == "upload_left"]
+    assert len(told) == len(pullbed.unfinished()) == 2
+    assert name in told[0]["message"]
 
 
 def test_an_object_is_not_replaced_by_what_is_corrupt_twice(pullbed: PullBed) -> None:

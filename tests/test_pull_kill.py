@@ -19,7 +19,7 @@ from tests.osslab import checksum
 from tests.osslab.faults import Fault
 from tests.osslab.log import Record
 from tests.osslab.storage import Blob, Content, Part, Pending, Written, read
-from tests.pullbed import LEASE, PART, PullBed
+from tests.pullbed import LEASE, MANIFEST, PART, PullBed
 
 LANES = 2
 FEW = ("-P", str(LANES), "--no-adapt")
@@ -228,6 +228,25 @@ def test_uploads_that_others_have_begun_are_let_alone(large: PullBed) -> None:
     done = large.good()
     assert done["resumed"] == 0
     assert begun == {one.id for one in large.oss.bucket.uploads.values()}
+    large.complete()
+
+
+def test_an_upload_that_others_begin_meanwhile_is_not_taken_for_ours(large: PullBed) -> None:
+    interrupted(large)
+    ours = {one.id for one in large.oss.bucket.uploads.values()}
+    auth = oss2.AuthV4(large.oss.key.id, large.oss.key.secret)
+    bucket = oss2.Bucket(auth, large.oss.endpoint, large.oss.bucket.name, region=large.oss.region)
+    with large.held_at_store(operation="PutObject", key_glob=f"*/{MANIFEST}") as gate:
+        running = large.start("--json", *FEW)
+        gate.reached()  # what is unfinished has been listed
+        for name in ("large-0.bin", "large-1.bin"):
+            key = large.prefix + name
+            bucket.upload_part(key, bucket.init_multipart_upload(key).upload_id, 1, b"x" * PART)
+    done = running.finish()
+    assert done.code == 0, str(done)
+    assert done.event("pull_summary")["resumed"] == 3 * PART
+    assert len(large.unfinished()) == 2
+    assert not ours & {one.id for one in large.oss.bucket.uploads.values()}
     large.complete()
 
 

@@ -57,21 +57,21 @@ def standing(store: Store, *names: str) -> Standing:
 # Whose uploads they are
 
 
-def sorted_out(begun: Sequence[tuple[str, str]], *, state: str = UPDATING) -> tuple[set[str], set[str]]:
+def sorted_out(begun: Sequence[tuple[str, str]], *, state: str = UPDATING) -> tuple[dict[str, str], set[str]]:
     manifest = Manifest(SOURCE, REVISION, state, (), strangers=("before",))
     found = Standing({}, manifest, resumable=frozenset({"a", "b"}))
     ours, strangers = remains.whose([Unfinished(name, one, 0.0) for name, one in begun], found)
-    return set(ours), set(strangers)
+    return ours, set(strangers)
 
 
 def test_what_was_begun_since_is_ours() -> None:
     begun = [("a", "1"), ("a", "before"), ("b", "before"), ("c", "2")]
-    assert sorted_out(begun) == ({"a"}, {"before", "2"})
-    assert sorted_out(begun, state=COMPLETE) == (set(), {"1", "before", "2"})
+    assert sorted_out(begun) == ({"a": "1"}, {"before", "2"})
+    assert sorted_out(begun, state=COMPLETE) == ({}, {"1", "before", "2"})
 
 
 def test_of_two_that_may_be_ours_none_is() -> None:
-    assert sorted_out([("a", "1"), ("a", "2"), ("b", "3")]) == ({"b"}, {"1", "2"})
+    assert sorted_out([("a", "1"), ("a", "2"), ("b", "3")]) == ({"b": "3"}, {"1", "2"})
 
 
 # What is in the way

@@ -122,6 +122,8 @@ class Pauses:
     def __init__(self) -> None:
         """For any number of threads."""
         self._local = threading.local()
+        self.last_move = 0.0
+        """`time.monotonic` of the last call of `moved`; 0 before the first."""
 
     @contextmanager
     def ended_by(self, checkpoint: Checkpoint) -> Iterator[None]:
@@ -132,9 +134,20 @@ class Pauses:
         finally:
             self._local.checkpoint = None
 
+    def moved(self) -> None:
+        """Say that what this thread does gets on, though no byte of the job has moved. Raises what a wait raises."""
+        self.last_move = time.monotonic()
+        if (checkpoint := self._checkpoint()) is not None:
+            checkpoint(0)
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """That of this thread; None outside lanes."""
+        found: Checkpoint | None = getattr(self._local, "checkpoint", None)
+        return found
+
     def __call__(self, seconds: float) -> None:
         """Wait so many seconds."""
-        checkpoint: Checkpoint | None = getattr(self._local, "checkpoint", None)
+        checkpoint = self._checkpoint()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _PAUSE_S))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from stager.jobs import lease, remains
 from stager.jobs.beforehand import Sample, refuse_parts
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
+from stager.jobs.landing import Landing
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
 from stager.jobs.options import Proof
@@ -226,18 +227,18 @@ class Pull:
         ours, strangers = await self._unfinished(standing)
         # What was read and is wrong cannot be gone on with.
         read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
-        resumable = ours - read if not options.restart else frozenset()
+        begun = {path: one for path, one in ours.items() if path not in read and not options.restart}
         if wanted or obsolete:
             refuse_parts(wanted, options.buffer)
             await self._sample.take(self._hub, wanted)
             unhashed = options.verify is not Proof.SHA256
-            doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in resumable]
+            doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in begun]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
             await runtime.in_thread("writing the manifest", begin)
         if blocking := self._in_the_way(standing):
             await runtime.in_thread("making room", partial(self._store.delete, blocking))
         if wanted:
-            await self._move(wanted, resumable)
+            await self._move(wanted, begun)
         if obsolete:
             label = f"removing {count(len(obsolete), 'file')}"
             await runtime.in_thread(label, partial(self._store.delete, obsolete))
@@ -265,9 +266,10 @@ class Pull:
             self._rows |= rows
         return [one for one in files if one.entry.path not in self._rows]
 
-    async def _move(self, wanted: Sequence[HubFile], resumable: frozenset[str]) -> None:
-        """Pull what is wanted. Files that went on with an earlier run's parts are read back; those that are wrong then are pulled anew."""
+    async def _move(self, wanted: Sequence[HubFile], begun: Mapping[str, str]) -> None:
+        """Pull what is wanted. Files that went on with an earlier run's parts (`begun`) are read back; those that are wrong then are pulled anew."""
         assert self._evidence is not None
+        self._landing = Landing(self._store, begun, self._reporter, self._pauses)
         transfer = self._transfer = Transfer(
             self._hub,
             self._store,
@@ -276,7 +278,7 @@ class Pull:
             pauses=self._pauses,
             side_by_side=self._options.dest.scheme is Scheme.OSS,
         )
-        transits = [self._transit(one, resume=one.entry.path in resumable) for one in wanted]
+        transits = [self._transit(one, resume=one.entry.path in begun) for one in wanted]
         moved = await transfer.run(transits, lambda one: self._transit(one.file))
         doubted = [one for one in moved if one.unproven and self._options.verify is Proof.SHA256]
         proven = await self._evidence.of_objects([one.file for one in doubted])
@@ -294,7 +296,7 @@ class Pull:
 
     def _transit(self, file: HubFile, *, resume: bool = False) -> Transit:
         return Transit(
-            self._store,
+            self._landing,
             file,
             hashed=self._options.verify is Proof.SHA256,
             resume=resume,
@@ -302,7 +304,7 @@ class Pull:
             discard=self._options.restart,
         )
 
-    async def _unfinished(self, standing: Standing) -> tuple[frozenset[str], frozenset[str]]:
+    async def _unfinished(self, standing: Standing) -> tuple[dict[str, str], frozenset[str]]:
         """As `remains.whose`, of what is there now."""
         look = partial(remains.unfinished, self._store)
         return remains.whose(await runtime.in_thread("listing unfinished uploads", look), standing)

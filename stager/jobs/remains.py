@@ -36,20 +36,19 @@ def unfinished(store: Store) -> list[Unfinished]:
     return list(retried("list of unfinished uploads", lambda: list(adapter.unfinished())))
 
 
-def whose(begun: Sequence[Unfinished], standing: Standing) -> tuple[frozenset[str], frozenset[str]]:
-    """The paths of which an earlier run of this very pull left the upload in `begun`, and the ids of all other uploads.
+def whose(begun: Sequence[Unfinished], standing: Standing) -> tuple[dict[str, str], frozenset[str]]:
+    """The uploads in `begun` that an earlier run of this very pull left, ids by path, and the ids of all others.
 
     An upload does not say what it holds. It is ours if it was begun while the manifest promised the same content, and was not there before that.
     Of several such of one path nobody can tell which is ours: none is, and all are let alone.
     """
     before = standing.manifest
     if before is None or before.state != UPDATING:
-        return frozenset(), frozenset(one.upload_id for one in begun)
+        return {}, frozenset(one.upload_id for one in begun)
     later = [one for one in begun if one.upload_id not in before.strangers and one.name in standing.resumable]
     number = Counter(one.name for one in later)
-    ours = {one.upload_id: one.name for one in later if number[one.name] == 1}
-    strangers = frozenset(one.upload_id for one in begun if one.upload_id not in ours)
-    return frozenset(ours.values()), strangers
+    ours = {one.name: one.upload_id for one in later if number[one.name] == 1}
+    return ours, frozenset(one.upload_id for one in begun) - frozenset(ours.values())
 
 
 def in_the_way(store: Store, standing: Standing, paths: Iterable[str], *, mirror: bool) -> tuple[str, ...]:

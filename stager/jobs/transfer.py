@@ -155,7 +155,7 @@ class Transfer:
 
     def _tick(self, pulse: Pulse, transits: Sequence[Transit], inflow: Inflow, outflow: Outflow) -> None:
         inflow.watch()
-        last = max(inflow.lanes.last_progress, outflow.lanes.last_progress)
+        last = max(inflow.lanes.last_progress, outflow.lanes.last_progress, self._pauses.last_move)
         # Where something waits for the destination, lanes that read may wait only for the memory that it holds.
         sending = [f"sending {name}" for name in outflow.sending()]
         active = [] if sending else inflow.active()
