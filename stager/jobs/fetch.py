@@ -26,6 +26,7 @@ from stager.jobs.fetching import Fetching
 from stager.jobs.gate import Gate
 from stager.jobs.imprint import Imprint
 from stager.jobs.options import Selection, Verify
+from stager.jobs.retrying import again
 from stager.jobs.stall import watched
 from stager.jobs.warm import Warm
 from stager.node import notify, pagecache
@@ -291,7 +292,7 @@ class Fetch:
         """Say once that the store does not answer as it should: it is tried again for minutes."""
         if not self._retry_told:
             self._retry_told = True
-            self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
+            self._reporter.emit(again(doing, error))
 
     def _say_unfinished(self, error: StagerError) -> None:
         if self._fetching is not None and self._reckoning is not None:

@@ -7,13 +7,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.events import Note
 from stager.core.ranges import spread
 from stager.core.units import GIB, shown
 from stager.engine import runtime
 from stager.engine.beside import beside
 from stager.jobs.downloading import Downloading
 from stager.jobs.pulse import Pulse
+from stager.jobs.retrying import again
 from stager.jobs.sharing import Shared
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Fetching:
     def _tell_retry(self, doing: str, error: Exception) -> None:
         self._told += 1
         if self._told <= _TOLD:
-            self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
+            self._reporter.emit(again(doing, error))
 
     def _lanes_now(self) -> int:
         return (self._rounds[-1].busy if self._rounds else 0) or self.lanes

@@ -26,6 +26,7 @@ from stager.jobs.landing import Landing
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
 from stager.jobs.options import Proof
+from stager.jobs.retrying import again
 from stager.jobs.stall import watched
 from stager.jobs.stock import Standing, take_stock
 from stager.jobs.transfer import Transfer
@@ -341,7 +342,7 @@ class Pull:
             self._retried += 1
             number = self._retried
         if number <= _TOLD:
-            self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
+            self._reporter.emit(again(doing, error))
 
     def _tell_obsolete(self, standing: Standing) -> None:
         sizes = [standing.objects[name].size for name in standing.obsolete]

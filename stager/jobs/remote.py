@@ -21,12 +21,12 @@ from stager.core.errors import (
     StagerError,
     UsageError,
 )
-from stager.core.events import Note
 from stager.core.location import Location, Scheme
 from stager.core.manifest import COMPLETE, PATH, Manifest
 from stager.core.model import Defect, FileEntry, ModelFormat, Skipped
 from stager.core.select import left_out
 from stager.core.units import count, format_size, shown
+from stager.jobs.retrying import again
 from stager.store.opening import open_store
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def opener(options: StoreOptions, reporter: Reporter) -> Callable[[Location], St
     def tell(what: str, error: Exception) -> None:
         if str(error) not in told:
             told.add(str(error))
-            reporter.emit(Note("info", "retry", f"{what}: {error}; trying again"))
+            reporter.emit(again(what, error))
 
     return lambda location: open_store(location, hasty, on_retry=tell)
 

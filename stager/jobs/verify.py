@@ -16,6 +16,7 @@ from stager.jobs import remote
 from stager.jobs.inflow import Feed, Stream
 from stager.jobs.lines import Pauses
 from stager.jobs.proving import Proving
+from stager.jobs.retrying import again
 from stager.jobs.stall import watched
 from stager.node.processes import more_descriptors
 from stager.store.opening import open_store
@@ -154,7 +155,7 @@ class Verify:
     def _tell_retry(self, doing: str, error: Exception) -> None:
         if not self._retry_told:
             self._retry_told = True
-            self._reporter.emit(Note("info", "retry", f"{doing}: {error}; trying again"))
+            self._reporter.emit(again(doing, error))
 
 
 def _without_reading(rows: Sequence[FileEntry], there: dict[str, StoredObject]) -> list[tuple[str, str]]:
