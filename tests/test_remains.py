@@ -102,6 +102,56 @@ def test_a_folder_where_a_file_must_be(tmp_path: Path) -> None:
     assert "--mirror" not in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [("thing/", "thing"), ("thing/.git/config", ".git/config"), ("thing/deep/empty/", "deep/empty"),
+     ("thing/y.lock", "y.lock"), ("thing/.y.part", ".y.part"), ("a/thing.lock", "a/thing.lock")],
+)  # fmt: skip
+def test_what_no_pull_brings_is_in_the_way_too(tmp_path: Path, there: str, named: str, mirror: bool) -> None:
+    place(tmp_path, "other")
+    noted(tmp_path)
+    if there.endswith("/"):
+        (tmp_path / there).mkdir(parents=True)
+    else:
+        place(tmp_path, there)
+    store = opened(tmp_path)
+    wanted = ["thing"] if there.startswith("thing") else ["a/thing.lock/b"]
+    with pytest.raises(UsageError, match="is in the way") as caught:
+        remains.in_the_way(store, standing(store, *wanted), wanted, mirror=mirror)
+    assert f"{named}`" in caught.value.message
+    assert str(tmp_path / wanted[0].removesuffix("/b")) in caught.value.message
+    assert "move it away" in (caught.value.hint or "")
+
+
+def test_a_link_to_a_folder_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/thing").symlink_to(tmp_path / "elsewhere")
+    store = opened(tmp_path / "model")
+    with pytest.raises(UsageError, match="thing` is in the way"):
+        remains.in_the_way(store, standing(store, "thing"), ["thing"], mirror=False)
+
+
+def test_a_folder_that_empties_when_its_files_go_is_not(tmp_path: Path) -> None:
+    place(tmp_path, "thing/deep/a", "thing/b")
+    noted(tmp_path)
+    store = opened(tmp_path)
+    blocking = remains.in_the_way(store, standing(store, "thing"), ["thing"], mirror=True)
+    store.delete(blocking)
+    assert not (tmp_path / "thing").exists()
+
+
+def test_a_folder_in_the_way_is_named_before_anything_is_pulled(pullbed: PullBed) -> None:
+    pullbed.dest = pullbed.dir
+    place(Path(pullbed.dir), "config.json/.git/config")
+    for words in ((), ("--dry-run",)):
+        line = pullbed.refused(2, *words)
+        assert f"{pullbed.dir}/config.json` is in the way" in line
+    assert pullbed.hub.bytes_sent() <= 1
+    assert not Path(pullbed.dir, MANIFEST).exists()
+
+
 def test_where_no_pull_was_mirror_is_no_way_out(tmp_path: Path) -> None:
     place(tmp_path, "thing")
     store = opened(tmp_path)

@@ -154,7 +154,7 @@ class Pull:
         assert self._snapshot is not None
         standing = await take_stock(self._store, self._snapshot, self._files, self._options.verify)
         self._refuse_other(standing)
-        self._in_the_way(standing)
+        await self._in_the_way(standing)
         return standing
 
     def _refuse_other(self, standing: Standing) -> None:
@@ -236,7 +236,7 @@ class Pull:
             doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in begun]
             begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
             await runtime.in_thread("writing the manifest", begin)
-        if blocking := self._in_the_way(standing):
+        if blocking := await self._in_the_way(standing):
             await runtime.in_thread("making room", partial(self._store.delete, blocking))
         if wanted:
             await self._move(wanted, begun)
@@ -310,9 +310,11 @@ class Pull:
         look = partial(remains.unfinished, self._store)
         return remains.whose(await runtime.in_thread("listing unfinished uploads", look), standing)
 
-    def _in_the_way(self, standing: Standing) -> tuple[str, ...]:
+    async def _in_the_way(self, standing: Standing) -> tuple[str, ...]:
+        """As `remains.in_the_way`."""
         paths = [one.entry.path for one in self._files]
-        return remains.in_the_way(self._store, standing, paths, mirror=self._options.mirror)
+        look = partial(remains.in_the_way, self._store, standing, paths, mirror=self._options.mirror)
+        return await runtime.in_thread("looking for what is in the way", look)
 
     async def _leftovers(self, standing: Standing) -> tuple[str, ...]:
         """As `remains.leftovers`; none that may be removed without --mirror."""
