@@ -126,9 +126,17 @@ def test_without_safetensors_the_pickles_are_the_model() -> None:
 def test_the_authors_copy_alone_is_the_model() -> None:
     alone = ["consolidated.safetensors", "consolidated.safetensors.index.json", "params.json", "tekken.json"]
     assert dropped(VLLM, alone) == []
-    assert dropped(VLLM, [*alone, "pytorch_model.bin"]) == ["pytorch_model.bin"]
+    assert dropped(VLLM, [*alone, "pytorch_model.bin"]) == []
     assert dropped(VLLM, ["original/consolidated.00.pth", "original/params.json"]) == []
     assert dropped(VLLM, ["consolidated.00.pth", "params.json"]) == []
+    shards = [*sharded("consolidated", "safetensors", 3), "params.json", "tekken.json"]
+    assert dropped(VLLM, shards) == dropped(SGLANG, shards) == []
+    assert dropped(SGLANG, alone) == []
+    assert dropped(VLLM, [*SAFETENSORS, *shards]) == shards[:4]
+    usual = ["consolidated.safetensors", "params.json", "config.json", "pytorch_model.bin"]
+    assert dropped(VLLM, usual) == [], "which of both is loaded depends on the engine's version"
+    assert dropped(VLLM, ["consolidated.safetensors", "params.json", "model.fp16.safetensors"]) == []
+    assert dropped(VLLM, ["consolidated.safetensors", "consolidated.00.pth"]) == ["consolidated.00.pth"]
 
 
 def test_an_adapter_is_no_stand_in_for_a_model() -> None:

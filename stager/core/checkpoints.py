@@ -84,7 +84,12 @@ def surplus(paths: Sequence[str], variant: str, *, plain_first: bool) -> dict[st
             why = COPY
         elif file.canonical and best is not None:
             why = "" if file.copy == best else _not_best(file, best, vague=vague)
-        elif file.consolidated and best is not None and best[1] in (Family.SAFETENSORS, file.family):
+        elif (
+            file.consolidated
+            and best is not None
+            and not vague
+            and best[1] in (Family.SAFETENSORS, file.family)
+        ):
             why = _CONSOLIDATED
         else:
             continue
@@ -105,8 +110,13 @@ def _stand_in(weights: Sequence[_File], best: tuple[str, Family] | None, *, plai
         return True
     if best is not None and plain_first:
         return False
+    # The authors' own format is loaded by other code, if at all: it stands in for no PyTorch model that is saved as usual.
     return any(
-        file.family is Family.SAFETENSORS and not file.canonical and not file.addition for file in weights
+        file.family is Family.SAFETENSORS
+        and not file.canonical
+        and not file.addition
+        and not (file.consolidated and best is not None)
+        for file in weights
     )
 
 
