@@ -125,12 +125,12 @@ def test_what_no_pull_brings_is_in_the_way_too(tmp_path: Path, there: str, named
 
 
 def test_a_link_to_a_folder_is_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "model").mkdir()
+    place(tmp_path, "elsewhere/x", "model/other")
+    noted(tmp_path / "model")
     (tmp_path / "model/thing").symlink_to(tmp_path / "elsewhere")
     store = opened(tmp_path / "model")
     with pytest.raises(UsageError, match="thing` is in the way"):
-        remains.in_the_way(store, standing(store, "thing"), ["thing"], mirror=False)
+        remains.in_the_way(store, standing(store, "thing"), ["thing"], mirror=True)
 
 
 def test_a_folder_that_empties_when_its_files_go_is_not(tmp_path: Path) -> None:
