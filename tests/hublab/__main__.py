@@ -15,6 +15,7 @@ import threading
 from tests.hublab.faults import KINDS
 from tests.hublab.repos import Zeros
 from tests.hublab.server import HubServer
+from tests.osslab.throttle import Link
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -71,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     add("--gated", action="append", default=[], metavar="OWNER/NAME", help="files only with the token")
     add("--token", help="default: a new one")
     add("--rate", type=_bytes, help="bytes per second of all bodies together")
+    add("--latency", type=float, default=0.0, metavar="SECONDS", help="before each answer")
+    add("--connection-rate", type=_bytes, help="bytes per second of each connection")
     add("--region", help="the region whose clients are sent to the internal address")
     add("--url-lifetime", type=float, default=3600.0, metavar="SECONDS", help="of the CDN's URLs")
     add(
@@ -88,7 +91,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _prepare(o: argparse.Namespace) -> HubServer:
     server = HubServer(
-        host=o.host, cdn_host=o.cdn_host, internal_host=o.internal_host, port=o.port, rate=o.rate
+        host=o.host,
+        cdn_host=o.cdn_host,
+        internal_host=o.internal_host,
+        port=o.port,
+        rate=o.rate,
+        link=Link(o.latency, o.connection_rate),
     )
     if o.token:
         server.token = o.token

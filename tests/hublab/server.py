@@ -22,7 +22,7 @@ from tests.osslab.log import Log, Record
 from tests.osslab.operations import Sent
 from tests.osslab.sending import Sender
 from tests.osslab.server import memory_folder
-from tests.osslab.throttle import Throttle
+from tests.osslab.throttle import NEAR, Link, Throttle
 from tests.osslab.wire import Answer, Connection, Listener, Request
 
 CONTROL = "/_lab/"
@@ -37,7 +37,8 @@ class HubServer:
     that say they are there are sent to the internal address. ModelScope answers an unknown revision with a list of nothing ("null", as the
     real one does) or with 404 ("404"), and who may not see a private or gated repository gets `private_status` or `gated_status`; the real
     one is known to say 404 in both cases, with another code than for what is not there.
-    `moved` has the old names of repositories, which Hugging Face redirects. `rate` limits all bodies together, in bytes per second.
+    `moved` has the old names of repositories, which Hugging Face redirects. `rate` limits all bodies together, in bytes per second;
+    `link` is how far away all three addresses are.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class HubServer:
         internal_host: str = "127.0.0.3",
         port: int = 0,
         rate: float | None = None,
+        link: Link = NEAR,
     ) -> None:
         self.room = memory_folder()
         self._clean = weakref.finalize(self, shutil.rmtree, self.room, ignore_errors=True)
@@ -66,6 +68,7 @@ class HubServer:
         self.internal = Listener(partial(self._serve, "internal"), host=internal_host)
         self._listeners = (self.hub, self.cdn, self.internal)
         self._throttle = Throttle(rate, self.hub.stopping) if rate else None
+        self._link = link
 
     def start(self) -> Self:
         """Begin to serve."""
@@ -162,7 +165,7 @@ class HubServer:
 
     def _serve(self, where: str, connection: Connection) -> None:
         listener: Listener = getattr(self, where)
-        sender = Sender(connection, listener.stopping, self._throttle)
+        sender = Sender(connection, listener.stopping, self._throttle, self._link)
         while (request := connection.read_request()) is not None:
             if where == "hub" and request.path.startswith(CONTROL):
                 self._control(connection, request)

@@ -22,6 +22,7 @@ from tests.hublab.fixtures import HubLab
 from tests.hublab.process import HubProcess
 from tests.hublab.repos import Zeros
 from tests.hublab.server import HubServer
+from tests.osslab.throttle import Link
 
 KIB, MIB = 1 << 10, 1 << 20
 BIG = random.Random(4).randbytes(3 * MIB + 7)
@@ -583,6 +584,15 @@ def test_a_fault_knows_file_and_operation(stocked: HubLab) -> None:
     assert ms(stocked, "/repo/files").status == 0
     with pytest.raises(ValueError, match="no fault is called"):
         Fault("nosuch")
+
+
+def test_a_hub_may_be_far_away() -> None:
+    with HubServer(link=Link(latency=0.2, rate=32 * MIB)) as hub:
+        hub.repo(MODEL).commit({"model-00001-of-00001.safetensors": Zeros(8 * MIB)})
+        assert big(hub).seconds >= 0.2 + 8 / 32 - 0.05
+        began = time.monotonic()
+        assert ms(hub, "/repo/files").status == 200
+        assert time.monotonic() - began >= 0.2
 
 
 def test_bodies_share_one_rate() -> None:

@@ -160,12 +160,14 @@ def parts(page: Page, found: Iterable[Part], *, truncated: bool, marker: int) ->
 
 
 def parse(data: bytes, root: str) -> ET.Element:
-    """A document that a client sent. Raises `OssError` when it is none, or another one."""
+    """A document that a client sent, its names without a namespace. Raises `OssError` when it is none, or another one."""
     try:
         found = ET.fromstring(data)
     except ET.ParseError:
         raise OssError("MalformedXML") from None
-    if found.tag.rpartition("}")[2] != root:
+    for element in found.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    if found.tag != root:
         raise OssError("MalformedXML")
     return found
 

@@ -62,6 +62,7 @@ def upload_part_copy(call: Call) -> Answer:
     _pending(call)
     asked = call.request.headers.get("x-oss-copy-source-range", "")
     first, count = span(asked, source.size, standard=True) or (0, source.size)
+    call.storage.copying(count)
     content, crc = source.content, call.storage.crc_of(source)
     if count < source.size:
         content, crc = content.cut(first, count), 0

@@ -169,6 +169,8 @@ def copied(call: Call) -> StoredObject:
 def copy_object(call: Call) -> Answer:
     """CopyObject within the bucket: the same bytes under another name, which takes no room."""
     headers, source = call.request.headers, copied(call)
+    if source.key != call.key:  # onto itself only its metadata change
+        call.storage.copying(source.size)
     with call.bucket.lock:
         check_overwrite(call)
         crc = call.storage.crc_of(source)

@@ -10,17 +10,26 @@ from tests.osslab.faults import Fault
 from tests.osslab.log import Record
 from tests.osslab.operations import Sent
 from tests.osslab.storage import Content
-from tests.osslab.throttle import Throttle
+from tests.osslab.throttle import NEAR, Link, Throttle
 from tests.osslab.wire import Answer, Connection, Gone
 
 
 class Sender:
-    """Sends answers over one connection, bodies no faster than `throttle`; waits end when the server stops."""
+    """Sends answers over one connection, bodies no faster than `throttle`, which all share, and `link`; waits end when the server stops.
+
+    What comes in over the connection comes no faster than `link` either.
+    """
 
     def __init__(
-        self, connection: Connection, stopping: threading.Event, throttle: Throttle | None = None
+        self,
+        connection: Connection,
+        stopping: threading.Event,
+        throttle: Throttle | None = None,
+        link: Link = NEAR,
     ) -> None:
-        self._connection, self._stopping, self._throttle = connection, stopping, throttle
+        self._connection, self._stopping, self._latency = connection, stopping, link.latency
+        self._throttles = [one for one in (throttle, link.throttle(stopping)) if one is not None]
+        connection.incoming = link.throttle(stopping)
 
     def wait(self, seconds: float, record: Record) -> None:
         """Say nothing for so long. Raises `Gone` when the server stops meanwhile."""
@@ -38,6 +47,8 @@ class Sender:
         if head.status not in (204, 304):
             head.headers["Content-Length"] = str(told)
         silent = bare or head.status in (204, 304) or not length
+        if self._latency:
+            self.wait(self._latency, record)
         self._connection.send_head(head.status, head.headers, more=not silent)
         if silent:
             return
@@ -77,8 +88,8 @@ class Sender:
     def _pieces(self, content: Content, offset: int, length: int, record: Record) -> None:
         def sent(count: int) -> None:
             record.bytes_sent += count
-            if self._throttle is not None:
-                self._throttle.take(count)
+            for throttle in self._throttles:
+                throttle.take(count)
 
         for blob, start, count in content.pieces(offset, length):
             if blob.path:

@@ -28,6 +28,7 @@ from tests.osslab.operations import PERMISSIONS, Call, Sent
 from tests.osslab.sending import Sender
 from tests.osslab.signing import Caller, identify
 from tests.osslab.storage import Bucket, Content, Storage, StoredObject, read
+from tests.osslab.throttle import NEAR, Link
 from tests.osslab.wire import Answer, Connection, Listener, Request
 
 CONTROL = "/_lab/"
@@ -49,7 +50,7 @@ class OssServer:
     """An OSS region of one's own. `keys`, `faults`, `log` and `storage` may be used from any thread while it runs.
 
     The bucket `bucket` and the key `key` are there from the start. `room` is the folder for contents (default: one of its own, in memory if
-    possible, removed by `stop`). `cnames` maps a Host header to a bucket.
+    possible, removed by `stop`). `cnames` maps a Host header to a bucket. `link` is how far away it is.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class OssServer:
         region: str = "cn-hangzhou",
         bucket: str = "models",
         tls: ssl.SSLContext | None = None,
+        link: Link = NEAR,
     ) -> None:
         self.region, self.secure = region, tls is not None
         self.storage = Storage(room if room is not None else memory_folder())
@@ -73,6 +75,8 @@ class OssServer:
         self.cnames: dict[str, str] = {}
         self.listener = Listener(self._serve, host=host, port=port, tls=tls)
         self.host, self.port = self.listener.host, self.listener.port
+        self._link, stopping = link, self.listener.stopping
+        self.storage.copying = lambda count: link.copy(count, stopping)
 
     def start(self) -> Self:
         """Begin to serve."""
@@ -157,7 +161,7 @@ class OssServer:
     # requests
 
     def _serve(self, connection: Connection) -> None:
-        sender = Sender(connection, self.listener.stopping)
+        sender = Sender(connection, self.listener.stopping, link=self._link)
         while (request := connection.read_request()) is not None:
             if request.path.startswith(CONTROL):
                 self._control(connection, request)

@@ -250,11 +250,15 @@ class Bucket:
 
 
 class Storage:
-    """All buckets, and the folder for their contents. `incoming` makes what takes in the body of a request; it may be replaced."""
+    """All buckets, and the folder for their contents. `incoming` makes what takes in the body of a request; it may be replaced.
+
+    `copying` is told of the bytes that the store is about to copy by itself, and may take its time.
+    """
 
     def __init__(self, room: str) -> None:
         self.room = room
         self.incoming: Callable[[], Written] = functools.partial(Written, room)
+        self.copying: Callable[[int], None] = lambda _: None
         self.buckets: dict[str, Bucket] = {}
         self._slow = threading.Lock()
         self._ids = itertools.count(1)

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -21,6 +22,7 @@ import requests
 from tests.osslab import checksum
 from tests.osslab.fixtures import Oss
 from tests.osslab.keys import AccessKey
+from tests.osslab.throttle import NEAR, Link
 
 KIB, MIB = 1 << 10, 1 << 20
 REGION = "cn-hangzhou"
@@ -365,6 +367,35 @@ def test_copies(oss: Oss, bucket: oss2.Bucket) -> None:
     assert (found.read(), found.server_crc) == (joined, checksum.crc64(joined))
     assert bucket.get_object("c", byte_range=(5, MIB + 99)).read() == joined[5 : MIB + 100]
     assert code_of(lambda: bucket.copy_object("models", "a", "d")) == (404, "NoSuchKey")
+
+
+def test_a_link_has_a_latency_and_rates() -> None:
+    """Lower bounds alone: a slow machine adds to all of them. Each rate is four megabytes in 0.4 s."""
+    data = bytes(4 * 10**6)
+    with Oss(link=Link(latency=0.2, rate=10e6, copying=20e6)) as far:
+        bucket = bucket_for(far, far.key, "v4")
+
+        def seconds(call: Callable[[], object]) -> float:
+            began = time.monotonic()
+            call()
+            return time.monotonic() - began
+
+        assert seconds(lambda: bucket.put_object("a", data)) >= 0.2 + 0.3  # some comes at once after a pause
+        assert seconds(lambda: bucket.get_object("a").read()) >= 0.2 + 0.3
+        assert seconds(lambda: bucket.head_object("a")) >= 0.2
+        assert seconds(lambda: bucket.copy_object("models", "a", "b")) >= 0.2 + 0.2
+        upload = bucket.init_multipart_upload("c").upload_id
+        assert seconds(lambda: bucket.upload_part_copy("models", "a", (0, 10**6 - 1), "c", upload, 1)) >= 0.25
+        far.log.clear()
+        far.storage.copying = None  # type: ignore[assignment]  # a copy onto itself is none
+        bucket.copy_object("models", "a", "a")
+
+
+def test_each_connection_has_a_rate_of_its_own() -> None:
+    stopping = threading.Event()
+    link = Link(rate=1.0)
+    assert link.throttle(stopping) is not link.throttle(stopping)
+    assert NEAR.throttle(stopping) is None
 
 
 def test_parts_tell_their_crc(oss: Oss) -> None:

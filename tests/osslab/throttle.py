@@ -1,9 +1,10 @@
-"""A limit on bytes per second that all connections of a server share, so that it is slower than the machine by a known amount."""
+"""Limits on bytes per second and time to an answer, so that a server is slower than the machine by a known amount."""
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 
 
 class Throttle:
@@ -22,3 +23,27 @@ class Throttle:
             early = self._free - now
         if early > 0:
             self._stopping.wait(early)
+
+
+@dataclass(frozen=True)
+class Link:
+    """How far away a server is: `latency` seconds before each answer, and `rate` bytes per second of each connection, each way.
+
+    A store copies by itself at `copying` bytes per second, each copy on its own. None: no limit.
+    """
+
+    latency: float = 0.0
+    rate: float | None = None
+    copying: float | None = None
+
+    def throttle(self, stopping: threading.Event) -> Throttle | None:
+        """The limit of one direction of one connection."""
+        return Throttle(self.rate, stopping) if self.rate else None
+
+    def copy(self, count: int, stopping: threading.Event) -> None:
+        """Wait as long as one copy of so many bytes takes."""
+        if self.copying:
+            stopping.wait(count / self.copying)
+
+
+NEAR = Link()  # as fast as the machine

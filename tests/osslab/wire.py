@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import unquote, unquote_plus, urlsplit
 
+from tests.osslab.throttle import Throttle
+
 SLICE = 1 << 20
 MAX_HEAD = 1 << 17
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: close sends RST
@@ -134,6 +136,7 @@ class Connection:
         self._held = bytearray()
         self._room = bytearray(SLICE)
         self.dead = False
+        self.incoming: Throttle | None = None  # of the bodies of requests
 
     # reading
 
@@ -158,6 +161,12 @@ class Connection:
 
     def read_some(self, most: int) -> memoryview:
         """Between 1 and `most` bytes (at most `SLICE`)."""
+        piece = self._some(most)
+        if self.incoming is not None:
+            self.incoming.take(len(piece))
+        return piece
+
+    def _some(self, most: int) -> memoryview:
         if self._held:
             got = min(most, len(self._held), SLICE)
             self._room[:got] = self._held[:got]
