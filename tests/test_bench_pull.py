@@ -1,7 +1,9 @@
-"""scripts/bench-pull at tiny sizes: it runs and prints its table; its servers speak to oss2, s3fs and the SDK; what arrived is compared."""
+"""scripts/bench-pull at tiny sizes: it runs and prints its table; its servers speak to oss2, rclone, s3fs and the SDK; what arrived is compared."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
 import os
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ from urllib.parse import urlsplit
 import oss2
 import pytest
 
+from stager.node.filesystems import object_store_at
 from tests.hublab import faults as hub_faults
 from tests.osslab import checksum
 from tests.osslab import faults as store_faults
@@ -215,16 +219,95 @@ def test_a_server_that_does_not_start_is_an_error(capfd: pytest.CaptureFixture[s
     assert "no" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(bool(pull_mount.missing()), reason=pull_mount.missing() or "s3fs is here")
-def test_an_s3fs_mount_holds_and_renames_files(stager: str, tmp_path: Path) -> None:
+def test_the_store_in_s3s_manner_takes_what_names_a_namespace_and_says_what_it_has(
+    stager: str, tmp_path: Path
+) -> None:
+    data = random.randbytes(MIB + 1)
+    with pull_servers.Sink(stager, str(tmp_path / "room"), s3=True) as sink:
+        connection = http.client.HTTPConnection(urlsplit(sink.endpoint).netloc, timeout=10)
+
+        def ask(method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, str, bytes]:
+            connection.request(method, target, body, {"Content-MD5": headers["md5"]} if headers else {})
+            answer = connection.getresponse()
+            return answer.status, answer.headers.get("ETag", ""), answer.read()
+
+        assert ask("PUT", "/bench/small", b"bytes", md5=md5(b"other"))[0] == 400
+        assert ask("PUT", "/bench/small", b"bytes", md5=md5(b"bytes"))[1].strip('"').lower() == (
+            hashlib.md5(b"bytes").hexdigest()
+        )
+        upload = ET.fromstring(ask("POST", "/bench/large?uploads")[2]).findtext("UploadId")
+        where = f"/bench/large?uploadId={upload}"
+        status, etag, _ = ask("PUT", f"{where}&partNumber=1", data, md5=md5(data))  # too large to be compared
+        assert status == 200
+        part = f"<Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part>"
+        named = (
+            f'<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{part}'
+            "</CompleteMultipartUpload>"
+        )
+        assert ask("POST", where, named.encode())[0] == 200
+        assert sink.control("GET", "objects") == {
+            "small": [5, checksum.crc64(b"bytes")],
+            "large": [len(data), checksum.crc64(data)],
+        }
+
+
+def md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data).digest()).decode()
+
+
+def test_a_store_far_away_takes_its_time(stager: str, tmp_path: Path) -> None:
+    away = pull_servers.Away(0.2, 10e6)
+    with pull_servers.Sink(stager, str(tmp_path / "room"), away=away) as sink:
+        bucket = bucket_of(sink)
+        began = time.monotonic()
+        bucket.put_object("a", bytes(4 * 10**6))
+        sent = time.monotonic()
+        bucket.copy_object("bench", "a", "b")
+        assert sent - began >= 0.2 + 0.3  # 0.4 but for what may come at once after a pause
+        assert time.monotonic() - sent >= 0.2 + 0.4
+
+
+# Mounts
+
+KINDS = [
+    pytest.param(
+        kind,
+        marks=pytest.mark.skipif(
+            bool(pull_mount.missing(kind)), reason=pull_mount.missing(kind) or "is here"
+        ),
+    )
+    for kind in (pull_mount.RCLONE, pull_mount.S3FS)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mount_holds_and_renames_files(kind: str, stager: str, tmp_path: Path) -> None:
     data = random.randbytes(30 * MIB)
-    with pull_mount.mounted(stager, str(tmp_path / "fuse")) as point:
-        (Path(point) / "sub").mkdir()
-        (Path(point) / "sub/a.incomplete").write_bytes(data)
-        (Path(point) / "sub/a.incomplete").rename(Path(point) / "sub/a")
-        assert os.listdir(f"{point}/sub") == ["a"]
-        assert (Path(point) / "sub/a").read_bytes() == data
+    with pull_mount.mounted(stager, str(tmp_path / "fuse"), kind) as mount:
+        folder = Path(mount.point, "sub")
+        folder.mkdir()
+        (folder / "a.incomplete").write_bytes(data)
+        (folder / "a.incomplete").rename(folder / "a")
+        assert os.listdir(folder) == ["a"]
+        assert (folder / "a").read_bytes() == data
+        assert object_store_at(str(folder))
+        assert mount.arrived({"sub/a": [len(data), checksum.crc64(data)]}) < 60
+        log = mount.sink.control("GET", "log")
+        assert {"UploadPart"} < {one["operation"] for one in log}
+        assert {"CopyObject", "UploadPartCopy"} & {one["operation"] for one in log}
     assert not (tmp_path / "fuse").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS[:1])
+def test_what_the_store_has_not_got_has_not_arrived(
+    kind: str, stager: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull_mount, "_ARRIVE_S", 0)
+    with pull_mount.mounted(stager, str(tmp_path / "fuse"), kind) as mount:
+        Path(mount.point, "a").write_bytes(b"bytes")
+        for wanted in ({"a": [5, 1]}, {"a": [4, checksum.crc64(b"bytes")]}, {"b": [0, 0]}):
+            with pytest.raises(Stop, match=f"the store has not got {next(iter(wanted))}"):
+                mount.arrived(wanted)
 
 
 # What is measured

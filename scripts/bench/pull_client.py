@@ -7,6 +7,7 @@ pull_client.py upload ENDPOINT BUCKET PREFIX THREADS FILE...     oss2.resumable_
 pull_client.py compare ENDPOINT BUCKET PREFIX FOLDER             which files of FOLDER are not the objects, byte for byte
 pull_client.py remove ENDPOINT BUCKET PREFIX                     all objects and unfinished uploads below PREFIX
 pull_client.py crcs ENDPOINT BUCKET PREFIX FOLDER                which files of FOLDER have another size or CRC-64 than the objects
+pull_client.py sums FOLDER                                       size and CRC-64 of the files of FOLDER
 """
 
 import hashlib
@@ -231,11 +232,11 @@ def remove(endpoint, bucket, prefix):
     return {}
 
 
-def crcs(endpoint, bucket, prefix, folder):
-    """The names that differ by size or CRC-64."""
+def sums(folder):
+    """{name: (size, CRC-64)}."""
     from stager.core.checksum import crc64
 
-    place, differing, known = _bucket(endpoint, bucket), [], {}
+    sums, known = {}, {}
     block = memoryview(bytearray(BLOCK))
     for name in _files(folder):
         path = os.path.join(folder, name)
@@ -246,6 +247,14 @@ def crcs(endpoint, bucket, prefix, folder):
                 while size := file.readinto(block):
                     value = crc64(block[:size], value)
             known[found.st_ino] = value
+        sums[name] = found.st_size, known[found.st_ino]
+    return sums
+
+
+def crcs(endpoint, bucket, prefix, folder):
+    """The names that differ by size or CRC-64."""
+    place, differing = _bucket(endpoint, bucket), []
+    for name, wanted in sums(folder).items():
         try:
             head = place.head_object(prefix + name)
         except Exception as error:
@@ -253,7 +262,7 @@ def crcs(endpoint, bucket, prefix, folder):
                 raise
             differing.append(name)
             continue
-        if (head.content_length, head.server_crc) != (found.st_size, known[found.st_ino]):
+        if (head.content_length, head.server_crc) != wanted:
             differing.append(name)
     return {"differing": differing}
 
@@ -265,6 +274,7 @@ PROGRAMS = {
     "upload": upload,
     "compare": compare,
     "crcs": crcs,
+    "sums": sums,
     "remove": remove,
 }
 

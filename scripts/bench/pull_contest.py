@@ -35,6 +35,11 @@ def proven(stager, sink, prefix, folder, *, how="crcs"):
         raise Stop(f"{prefix}{differing[0]} is not what the hub has")
 
 
+def sums(stager, folder):
+    """{name: [size, CRC-64]} of the files of `folder`."""
+    return json.loads(process.run(client(stager, "sums", folder), timeout=TIMEOUT_S).out)
+
+
 def modelscope(stager):
     """The SDK's command, beside the interpreter of stager. Raises `Stop`."""
     beside = os.path.join(os.path.dirname(fetch_contest.interpreter(stager)), "modelscope")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import urllib.request
+from dataclasses import dataclass
 
 from bench.data import Stop
 from bench.fetch_contest import interpreter
@@ -50,13 +51,34 @@ class Server:
             return json.loads(answer.read())
 
 
-class Hub(Server):
-    """The look-alike hub of the tests with `folders` (folder, owner/name) and `zeros` (owner/name/path, size, sha256); `rate` in bytes/s."""
+@dataclass(frozen=True)
+class Away:
+    """How far a server is: seconds before each answer, and bytes per second of each connection each way.
 
-    def __init__(self, stager, *folders, zeros=(), rate=None):
+    With `copies`, a store copies at that rate too, each copy for itself; otherwise at once.
+    """
+
+    latency: float
+    rate: float
+    copies: bool = True
+
+    @property
+    def words(self):
+        """For a server's command line."""
+        return ["--latency", str(self.latency), "--connection-rate", str(int(self.rate))]
+
+
+class Hub(Server):
+    """The look-alike hub of the tests with `folders` (folder, owner/name) and `zeros` (owner/name/path, size, sha256).
+
+    `rate` is that of all together, in bytes/s; `away` is how far it is.
+    """
+
+    def __init__(self, stager, *folders, zeros=(), rate=None, away=None):
         words = [word for folder, name in folders for word in ("--serve", f"{folder}={name}")]
         words += [word for path, size, sha in zeros for word in ("--zeros", f"{path}={size}:{sha}")]
         words += ["--rate", str(int(rate))] if rate else []
+        words += away.words if away else []
         super().__init__([interpreter(stager), "-m", "tests.hublab", "--lifeline", *words])
 
     def url(self, repo, path):
@@ -65,11 +87,12 @@ class Hub(Server):
 
 
 class Sink(Server):
-    """``pull_sink.py``; contents are kept in the new folder `room`, or thrown away with `discard`; `rate` in bytes/s."""
+    """``pull_sink.py``; contents are kept in the new folder `room`, or thrown away with `discard`; `rate` and `away` as with `Hub`."""
 
-    def __init__(self, stager, room, *, discard=False, rate=None, s3=False):
+    def __init__(self, stager, room, *, discard=False, rate=None, s3=False, away=None):
         words = [*(["--discard"] if discard else []), *(["--s3"] if s3 else [])]
         words += ["--rate", str(rate)] if rate else []
+        words += [*away.words, *(["--copy-rate", str(int(away.rate))] if away.copies else [])] if away else []
         super().__init__([interpreter(stager), "-P", SINK, room, *words])
 
     def received(self, prefix):

@@ -1,10 +1,12 @@
 """The store of ``scripts/bench-pull``: the tests' look-alike of OSS without its MD5, at a total rate, what comes in kept or thrown away.
 
 pull_sink.py ROOM [--discard] [--rate BYTES_PER_S] [--s3]
+             [--latency SECONDS] [--connection-rate BYTES_PER_S] [--copy-rate BYTES_PER_S]
 
 It prints one JSON line and serves until its stdin ends. Signatures, the order of parts and CRC-64 are as in the tests' server; an ETag is
 made of the CRC. With ``--discard``, what is larger than `KEPT` bytes reads as zeros, so that whoever reads it back sees that it is not there.
-With ``--s3`` the names of headers are S3's, nobody's signature is looked at, and copies cost nothing.
+With ``--s3`` the names of headers are S3's, nobody's signature is looked at, and GET ``/_lab/objects`` tells the size and CRC-64 of all.
+``--connection-rate`` is that of each connection each way, ``--copy-rate`` of each copy that it makes by itself; without it they cost nothing.
 Run by the interpreter that runs stager, with -P.
 """
 
@@ -24,7 +26,7 @@ from tests.osslab.operations import Call  # noqa: E402
 from tests.osslab.server import OssServer  # noqa: E402
 from tests.osslab.signing import Caller  # noqa: E402
 from tests.osslab.storage import Blob, Written  # noqa: E402
-from tests.osslab.throttle import Throttle  # noqa: E402
+from tests.osslab.throttle import Link, Throttle  # noqa: E402
 
 KEPT = 1 << 20
 BUCKET, REGION = "bench", "cn-test"
@@ -32,7 +34,7 @@ _VOID = 1 << 42  # bytes of the file of zeros that every discarded blob is the b
 
 
 class Taken(Written):
-    """The body of one request: CRC-64, no MD5."""
+    """The body of one request: CRC-64, and MD5 of small ones alone."""
 
     def __init__(self, room, throttle):
         super().__init__(room)
@@ -44,11 +46,15 @@ class Taken(Written):
             self._throttle.take(len(piece))
         self.crc = checksum.crc64(piece, self.crc)
         self.size += len(piece)
+        if self.size <= KEPT:
+            self._md5.update(piece)
         self.keep(piece)
 
     @property
     def md5(self):
-        """Not one: computing it would take more time than all the rest."""
+        """Of large ones none: computing it would take more time than all the rest."""
+        if self.size <= KEPT:
+            return self._md5.digest()
         return hashlib.md5(str(self.crc).encode(), usedforsecurity=False).digest()
 
     @property
@@ -83,6 +89,8 @@ class S3Server(OssServer):
 
     def _call(self, request, bucket, key, record):
         headers = {name.replace("x-amz-", "x-oss-"): text for name, text in request.headers.items()}
+        if request.body.length is None or request.body.length > KEPT:
+            headers.pop("content-md5", None)
         request.headers.clear()
         request.headers.update(headers)
         record.bucket, record.key, record.query, record.headers = bucket, key, request.query, headers
@@ -93,11 +101,18 @@ class S3Server(OssServer):
         call = Call(request, self.storage, found, key, self.region, headers.get("host", ""))
         return call, Caller(self.key, "")
 
+    def _controlled(self, method, what, body):
+        if what != "objects":
+            return super()._controlled(method, what, body)
+        with self.bucket.lock:
+            return {key: [one.size, one.crc] for key, one in self.bucket.objects.items()}
+
 
 def serve(given):
     """The server, not yet started."""
     os.makedirs(given.room, exist_ok=True)
-    server = (S3Server if given.s3 else OssServer)(room=given.room, bucket=BUCKET, region=REGION)
+    link = Link(given.latency, given.connection_rate, given.copy_rate)
+    server = (S3Server if given.s3 else OssServer)(room=given.room, bucket=BUCKET, region=REGION, link=link)
     server.keys.forget(server.key.id)
     key = AccessKey(os.environ["OSS_ACCESS_KEY_ID"], os.environ["OSS_ACCESS_KEY_SECRET"])
     server.key = server.keys.add(key)
@@ -117,6 +132,9 @@ def main():
     parser.add_argument("--discard", action="store_true")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--connection-rate", type=float)
+    parser.add_argument("--copy-rate", type=float)
     with serve(parser.parse_args()) as server:
         print(json.dumps({"endpoint": server.endpoint, "pid": os.getpid()}), flush=True)
         sys.stdin.buffer.read()
