@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.harness import MIB
 from tests.hublab.faults import Fault
 from tests.hublab.repos import Zeros
 from tests.pullbed import PullBed
@@ -41,3 +42,12 @@ def test_one_byte_is_asked_for_only_where_something_is_wanted(pullbed: PullBed) 
     assert pullbed.hub.log.count(operation="cdn", key=asked) == 2, "the byte, and the file"
     pullbed.hub.faults.add(Fault("error", times=None, operation="repo", status=403, samples=True))
     pullbed.good()
+
+
+def test_a_server_that_ignores_ranges_is_refused_before_anything_is_written(pullbed: PullBed) -> None:
+    pullbed.commit({"huge.bin": Zeros((64 * MIB) + 2, sha256="0" * 64)})
+    pullbed.hub.faults.add(Fault("whole", times=None, host="cdn", samples=True))
+    line = pullbed.refused(5)
+    assert "`huge.bin` of ms://acme/tiny: this server ignores ranges, and a file of 64.0 MiB" in line
+    assert "download it with the hub's own tool and pull that folder" in line
+    assert pullbed.written() == []

@@ -7,12 +7,18 @@ from contextlib import suppress
 from urllib.parse import quote, urljoin, urlsplit
 
 from stager.core.errors import CannotServe, ObjectChanged, RemoteError
-from stager.core.units import shown
+from stager.core.units import format_size, shown
 from stager.net.answers import content_range
 from stager.net.route import Origin
 
-_SKIPPED = 64 << 20  # bytes that are read for nothing, at most, where a server ignores ranges
+SKIPPED = 64 << 20
+"""Bytes that are read for nothing, at most, where a server ignores ranges."""
+
 _SENT_AS_IS = "%/:?#[]@!$&'()*+,;=-._~"  # what a URL is made of; all else must be escaped
+_NO_RANGES = (
+    "a cache in between may do that: check http_proxy, https_proxy and the hub's endpoint; or take the model from another hub "
+    "(ms://, hf://), or download it with the hub's own tool and pull that folder"
+)
 _BETWEEN = "something in between answered; check http_proxy, https_proxy, no_proxy"
 
 
@@ -45,9 +51,10 @@ def _skipping(
         if response.headers.get_content_type() == "text/html":
             raise RemoteError(f"{subject}: the answer is a page and not the file", hint=_BETWEEN)
         raise ObjectChanged(f"{subject} has {response.length} bytes, the hub listed {size}")
-    if offset > _SKIPPED:
+    if offset > SKIPPED:
         raise CannotServe(
-            f"{subject}: this server ignores ranges, and {offset} bytes are too many to read for nothing"
+            f"{subject}: this server ignores ranges, and a file of {format_size(size)} is only pulled in ranges",
+            hint=_NO_RANGES,
         )
     return offset, size - offset - length
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.units import shown
 from stager.engine import runtime
+from stager.hub.answers import SKIPPED
 from stager.hub.directory import DirectoryHub
 from stager.jobs.inflow import Feed, Stream, refuse_large
 
@@ -28,24 +29,26 @@ class Sample:
         self._taken = False
 
     async def take(self, hub: Hub, files: Sequence[HubFile]) -> None:
-        """Read the first byte of the largest of `files`: it lies where most of the bytes will come from. Raises as `Reader.read`.
+        """Read one byte of the largest of `files`: it lies where most of the bytes will come from. Raises as `Reader.read`.
 
-        Only once, and nothing where all are empty, or in a folder.
+        Of a file that is too large to be read from a server that ignores ranges, it is the last: that tells. Only once, and nothing where all
+        are empty, or in a folder.
         """
         largest = max(files, key=lambda one: one.entry.size, default=None)
         near = isinstance(getattr(hub, "adapter", hub), DirectoryHub)
         if self._taken or near or largest is None or not largest.entry.size:
             return
-        path, version, reader = largest.entry.path, largest.version, hub.reader()
+        path, size, version, reader = largest.entry.path, largest.entry.size, largest.version, hub.reader()
+        at = size - 1 if size > SKIPPED + 1 else 0
 
-        def first_byte() -> None:
+        def one_byte() -> None:
             try:
-                reader.read(path, 0, 1, lambda _: None, etag=version)
+                reader.read(path, at, 1, lambda _: None, etag=version)
             finally:
                 reader.close()
 
         try:
-            await runtime.in_thread(f"asking for {shown(path)} of {shown(hub.source)}", first_byte)
+            await runtime.in_thread(f"asking for {shown(path)} of {shown(hub.source)}", one_byte)
         finally:
             reader.interrupt()  # for one that was left behind
         self._taken = True
