@@ -817,6 +817,37 @@ def test_a_file_of_a_folder_that_changes_is_noticed(tmp_path: Path) -> None:
         model.reader().read("a", 0, 6, pytest.fail, etag=found["a"].version)
 
 
+def test_links_of_a_folder_are_followed_and_never_in_circles(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "below").mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(b"1")
+    (model / "a").symlink_to("../blobs/1")
+    (model / "other").symlink_to("../blobs")
+    (model / "below" / "up").symlink_to("..")
+    assert [one.entry.path for one in bare(str(model)).snapshot().files] == ["a", "other/1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("a", "gone"), ("below/a", "../b/gone"), ("a", "a"), ("other/a", "b/c"), ("a", "b/c")]
+)
+def test_a_link_that_leads_nowhere_is_no_file_that_was_never_there(
+    tmp_path: Path, name: str, to: str
+) -> None:
+    model, outside = tmp_path / "model", tmp_path / "outside"
+    (model / "below").mkdir(parents=True)
+    outside.mkdir()
+    (model / "b").write_bytes(b"b")
+    (model / "other").symlink_to(outside)
+    (model / "below" / "up").symlink_to("..")
+    (model / "x.part").symlink_to("gone")  # never taken, wherever it leads
+    assert [one.entry.path for one in bare(str(model)).snapshot().files] == ["b"]
+    (model / name).symlink_to(to)
+    with pytest.raises(IntegrityError, match=f"`{name}` in .* is a link that leads nowhere") as caught:
+        bare(str(model)).snapshot()
+    assert "remove the link" in (caught.value.hint or "")
+
+
 def test_a_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()

@@ -41,9 +41,9 @@ def command(
 ) -> int:
     """Bring a model from a hub into OSS or a folder: streamed through memory, every byte proven, marked complete last.
 
-    SOURCE is OWNER/NAME[@REVISION] on ModelScope, hf://OWNER/NAME on Hugging Face, or a folder (./NAME). DEST is
-    oss://BUCKET/PREFIX, or a folder, on a disk or mounted; without it, the model's name below STAGER_DEST. A run that was cut
-    short goes on where it was; a second one sends nothing. Tokens are read from the environment.
+    SOURCE is OWNER/NAME[@REVISION] on ModelScope, hf://OWNER/NAME on Hugging Face, or a folder (./NAME), whose links are
+    followed. DEST is oss://BUCKET/PREFIX, or a folder, on a disk or mounted; without it, the model's name below STAGER_DEST. A
+    run that was cut short goes on where it was; a second one sends nothing. Tokens are read from the environment.
 
     \b
     Examples:
