@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from stager.core.errors import AccessDenied, Busy, NotFound, RemoteError, StagerError
-from stager.core.events import Event
+from stager.core.events import Event, Note
 from stager.core.lease import EXPIRY_S, PATH, Lease
 from stager.core.location import Location
 from stager.engine import runtime
@@ -553,12 +553,38 @@ def test_cancelled_while_it_is_taken_nothing_stays_behind(oss: Oss, bucket: Dest
 
 
 def test_a_store_that_does_not_answer_holds_nobody_up(oss: Oss, bucket: Destination) -> None:
-    tenure = bucket.take(intervals=replace(QUICK, farewell=0.2))
+    tenure = bucket.take(heard=(heard := Heard()), intervals=replace(QUICK, farewell=0.2))
     oss.faults.add(Fault("hang", times=None, seconds=60))
     began = time.monotonic()
     anyio.run(tenure.release)
     assert time.monotonic() - began < 30
     oss.faults.clear()
+    assert [one.code for one in heard.events] == ["lease_left"]  # type: ignore[attr-defined]
+    assert "no answer in time" in heard.events[0].text()
+
+
+def test_a_key_that_may_not_delete_leaves_it_behind_and_says_so(oss: Oss, bucket: Destination) -> None:
+    tenure = bucket.take(heard=(heard := Heard()))
+    oss.faults.add(
+        Fault("error", times=None, operation="DeleteMultipleObjects", status=403, code="AccessDenied")
+    )
+    anyio.run(tenure.release)
+    anyio.run(tenure.release)
+    [note] = heard.events
+    assert isinstance(note, Note)
+    assert (note.level, note.code) == ("warning", "lease_left")
+    assert "oss://models/r1` may be left there" in note.message
+    assert "access is denied" in note.message
+    seconds = re.search(r"ends by itself in (\d+)", note.hint or "")
+    assert seconds is not None
+    assert 0 <= int(seconds[1]) <= EXPIRY_S
+    assert bucket.read() is not None
+    bucket.aged(EXPIRY_S + 1)
+    with pytest.raises(AccessDenied):
+        bucket.take()
+    oss.faults.clear()
+    anyio.run(bucket.take(heard=(heard := Heard())).release)
+    assert heard.events == []
 
 
 def test_the_usual_times() -> None:

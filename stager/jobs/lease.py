@@ -17,7 +17,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager import __version__
-from stager.core.errors import Busy, NotFound, ObjectChanged, ObjectExists, RemoteError, StagerError
+from stager.core.errors import (
+    AccessDenied,
+    Busy,
+    NotFound,
+    ObjectChanged,
+    ObjectExists,
+    RemoteError,
+    StagerError,
+)
 from stager.core.events import Note
 from stager.core.lease import EXPIRY_S, HEARTBEAT_S, PATH, Here, Lease, Verdict, judge
 from stager.core.units import format_duration, shown
@@ -60,7 +68,7 @@ async def acquire(
     While somebody else who is alive has it: raises `Busy`, or with `wait` says so once and waits. The lease of a dead holder is taken over.
     Cancelled, nothing of ours stays behind. Raises `StagerError` where the lease can be neither read nor written.
     """
-    tenure = Tenure(store, intervals)
+    tenure = Tenure(store, intervals, reporter)
     told = False
     try:
         while (holder := await tenure.claim()) is not None:
@@ -107,9 +115,9 @@ class _Holder:
 class Tenure:
     """Our claim on a destination, from `acquire`: keep it with `kept`, and `release` it whatever happens."""
 
-    def __init__(self, store: Store, intervals: Intervals) -> None:
+    def __init__(self, store: Store, intervals: Intervals, reporter: Reporter) -> None:
         """Nothing is asked yet."""
-        self._store, self._intervals = store, intervals
+        self._store, self._intervals, self._reporter = store, intervals, reporter
         # One attempt each, unlimited: a heartbeat that is late is made up for by the next, and must not queue behind the model's bytes.
         self._bare: Store = getattr(store, "adapter", store)
         self._here = Here(os.uname().nodename, processes.boot_id(), processes.pid_namespace())
@@ -248,11 +256,29 @@ class Tenure:
     # Giving it back
 
     async def release(self) -> None:
-        """Removes the lease if it is ours. Never raises, takes no longer than `Intervals.farewell`, and goes on when cancelled. May be called twice."""
+        """Removes the lease if it is ours, or says that it stays. Never raises, takes no longer than `Intervals.farewell`, and goes on when cancelled.
+
+        May be called twice.
+        """
         if not self._written or self._over:
             return
-        with runtime.sheltered(self._intervals.farewell), suppress(Exception):
-            await runtime.in_thread("giving the lease back", self._give_back)
+        trouble, hint = "no answer in time", ""
+        with runtime.sheltered(self._intervals.farewell):
+            try:
+                await runtime.in_thread("giving the lease back", self._give_back)
+                trouble = ""
+            except AccessDenied as error:
+                trouble, hint = error.message, "; only a pull that may delete objects can take it over then"
+            except Exception as error:  # whatever it is, what the run has come to is more important
+                trouble = str(error) or type(error).__name__
+        if not trouble:
+            return
+        left = max(0.0, self._renewed + EXPIRY_S - time.monotonic())
+        message = (
+            f"the claim of this pull on `{shown(self._store.root)}` may be left there, in `{PATH}`: {trouble}"
+        )
+        ends = f"it ends by itself in {format_duration(left)}{hint}"
+        self._reporter.emit(Note("warning", "lease_left", message, ends))
 
     def _give_back(self) -> None:
         with self._lock:
