@@ -1,0 +1,282 @@
+"""The Kubernetes manifests: current, valid for three Kubernetes versions, and doing what stager's words and exit codes mean.
+
+Every check runs on every rendered file, and is seen to complain about a manifest that somebody broke.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes_validate.utils import all_versions
+
+import stager
+from tests import manifest_rules, manifests
+from tests.harness import ROOT
+from tests.manifests import Doc, pods, understood, words
+
+K8S = ROOT / "k8s"
+RENDERED = sorted((K8S / "rendered").glob("*.yaml"))
+VERSIONS = ("1.29", "1.33", all_versions()[-1])
+CHECKS: tuple[Callable[[list[Doc]], list[str]], ...] = (
+    manifests.labels, manifests.images, manifests.quantities, manifests.enums, manifests.pod_settings, manifests.security,
+    manifests.mounts, manifest_rules.arguments, manifest_rules.gates, manifest_rules.probes, manifest_rules.memory,
+    manifest_rules.policies, manifest_rules.references, manifest_rules.selectors,
+)  # fmt: skip
+EXAMPLES = {
+    "pull", "pull-rrsa", "vllm-oss", "sglang-oss", "llama-cpp-oss", "vllm-nas", "vllm-nvme", "vllm-hugepage-tmpfs", "vllm-run",
+    "warm-nodes", "stable-diffusion", "easyrec-pytorch", "kserve",
+}  # fmt: skip
+
+
+def load(path: Path) -> list[Doc]:
+    return [doc for doc in yaml.safe_load_all(path.read_text()) if doc]
+
+
+def test_everything_is_rendered() -> None:
+    assert {path.stem for path in RENDERED} == EXAMPLES
+    folders = {p.parent.name for p in (K8S / "examples").glob("*/kustomization.yaml")}
+    assert folders == EXAMPLES - {"pull"}
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_valid(path: Path, version: str) -> None:
+    assert manifests.schema(load(path), version) == []
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_sound(path: Path, check: Callable[[list[Doc]], list[str]]) -> None:
+    assert check(load(path)) == []
+
+
+# --- Every check seen to fail -----------------------------------------------------------------------------------------
+
+
+def _container(docs: list[Doc], name: str) -> Doc:
+    return next(c for pod in pods(docs) for c in pod.containers if c["name"] == name)
+
+
+def _kind(docs: list[Doc], kind: str) -> Doc:
+    return next(doc for doc in docs if doc["kind"] == kind)
+
+
+def _spec(docs: list[Doc]) -> Doc:
+    return pods(docs)[0].spec
+
+
+def _word(docs: list[Doc], name: str, old: str, new: str | None) -> None:
+    args = _container(docs, name)["args"]
+    args[args.index(old) : args.index(old) + 1] = [new] if new else []
+
+
+def _rule(docs: list[Doc]) -> Doc:
+    return _kind(docs, "Job")["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]
+
+
+BREAKS: list[tuple[str, str, Callable[[list[Doc]], Any], str]] = [  # the check, the file, how it is broken, the complaint
+    ("schema", "vllm-oss", lambda d: _container(d, "warm").update(argz=[]), "argz"),
+    ("schema", "pull", lambda d: _kind(d, "Job")["spec"].update(backoffLimit="6"), "backoffLimit"),
+    ("schema", "kserve", lambda d: _kind(d, "ClusterStorageContainer")["spec"]["container"].pop("image"), "image"),
+    ("schema", "sglang-oss", lambda d: _kind(d, "PodMonitor")["spec"].pop("podMetricsEndpoints"), "podMetricsEndpoints"),
+    ("labels", "vllm-oss", lambda d: pods(d)[0].meta["labels"].popitem(), "no label"),
+    ("labels", "pull", lambda d: _kind(d, "Job")["metadata"]["labels"].update({"app.kubernetes.io/version": "0.0.9"}), "0.0.9"),
+    ("images", "vllm-oss", lambda d: _container(d, "engine").update(image="vllm/vllm-openai:latest"), "not pinned"),
+    ("images", "vllm-oss", lambda d: _container(d, "engine").update(image="host:5000/vllm"), "not pinned"),
+    ("images", "vllm-oss", lambda d: _container(d, "warm").update(image="registry/stager:0.0.9"), "0.0.9"),
+    ("quantities", "vllm-oss", lambda d: _container(d, "warm")["resources"]["requests"].update(memory="1GB"), "1GB"),
+    ("quantities", "vllm-oss", lambda d: _spec(d)["volumes"][0]["emptyDir"].update(sizeLimit="64 Mi"), "64 Mi"),
+    ("quantities", "pull", lambda d: _container(d, "pull")["resources"]["limits"].update(memory="512Mi"), "more than its limit"),
+    ("quantities", "pull", lambda d: _container(d, "pull")["resources"].pop("requests"), "no requests"),
+    ("enums", "vllm-oss", lambda d: _container(d, "warm").update(terminationMessagePolicy="Logs"), "Logs"),
+    ("enums", "vllm-nvme", lambda d: _spec(d)["volumes"][0]["hostPath"].update(type="Dir"), "Dir"),
+    ("enums", "vllm-oss", lambda d: _kind(d, "PersistentVolume")["spec"].update(accessModes=["ROX"]), "ROX"),
+    ("pod_settings", "vllm-oss", lambda d: _spec(d).pop("enableServiceLinks"), "enableServiceLinks"),
+    ("pod_settings", "pull", lambda d: _spec(d).update(automountServiceAccountToken=True), "automount"),
+    ("pod_settings", "pull", lambda d: _spec(d)["securityContext"].pop("fsGroup"), "fsGroup"),
+    ("pod_settings", "pull", lambda d: _spec(d).update(terminationGracePeriodSeconds=5), "Grace"),
+    ("security", "vllm-oss", lambda d: _container(d, "warm")["securityContext"].pop("readOnlyRootFilesystem"), "readOnly"),
+    ("security", "vllm-oss", lambda d: _container(d, "warm")["securityContext"].update(runAsUser=0), "runAsUser"),
+    ("security", "vllm-oss", lambda d: _container(d, "engine")["securityContext"].update(privileged=True), "privileged"),
+    ("security", "vllm-nvme", lambda d: _container(d, "own-models")["securityContext"]["capabilities"]["add"].append("SYS_ADMIN"), "capabilities"),
+    ("mounts", "vllm-oss", lambda d: _container(d, "warm")["volumeMounts"][0].pop("readOnly"), "not read-only"),
+    ("mounts", "vllm-oss", lambda d: _container(d, "warm")["volumeMounts"][0].update(name="model"), "no volume"),
+    ("mounts", "vllm-oss", lambda d: _spec(d)["volumes"].append({"name": "spare", "emptyDir": {}}), "not used"),
+    ("arguments", "vllm-oss", lambda d: _word(d, "warm", "--fail-open", "--fail-closed"), "--fail-closed"),
+    ("arguments", "vllm-oss", lambda d: _word(d, "warm", "20m", "20 min"), "20 min"),
+    ("arguments", "vllm-oss", lambda d: _word(d, "warm", "warm", "heat"), "no command"),
+    ("arguments", "vllm-nas", lambda d: _container(d, "warm")["env"][1].update(value="much"), "much"),
+    ("arguments", "vllm-nas", lambda d: _container(d, "warm")["env"][1].update(name="STAGER_RESERV"), "STAGER_RESERV"),
+    ("arguments", "vllm-nvme", lambda d: _container(d, "fetch")["env"].pop(0), "MODEL_SOURCE"),
+    ("arguments", "sglang-oss", lambda d: _container(d, "warm")["startupProbe"]["exec"]["command"].__setitem__(-1, "partly"), "partly"),
+    ("arguments", "kserve", lambda d: _kind(d, "ClusterStorageContainer")["spec"]["container"].update(command=["stager", "fetch", "--quick"]), "--quick"),
+    ("gates", "vllm-oss", lambda d: _word(d, "warm", "/run/stager/ready.json", "/models/ready.json"), "not on a shared emptyDir"),
+    ("gates", "vllm-oss", lambda d: _container(d, "engine")["volumeMounts"].pop(0), "nobody else"),
+    ("gates", "vllm-oss", lambda d: _word(d, "warm", "--fail-open", None), "neither fails open"),
+    ("gates", "sglang-oss", lambda d: _word(d, "warm", "--timeout=20m", None), "no --timeout"),
+    ("probes", "sglang-oss", lambda d: _container(d, "warm")["startupProbe"].update(failureThreshold=240), "before --timeout"),
+    ("probes", "sglang-oss", lambda d: _container(d, "warm")["startupProbe"]["exec"]["command"].__setitem__(-1, "partial"), "does not accept"),
+    ("probes", "sglang-oss", lambda d: _container(d, "warm")["startupProbe"]["exec"]["command"].__setitem__(3, "/tmp/x"), "another marker"),
+    ("probes", "sglang-oss", lambda d: _word(d, "warm", "--idle", None), "--idle"),
+    ("probes", "sglang-oss", lambda d: _word(d, "warm", "--hold=until:http://localhost:8000/health", "--hold=until:http://localhost:30000/health"), "nothing listens"),
+    ("probes", "sglang-oss", lambda d: _container(d, "warm").pop("ports"), "not declared"),
+    ("probes", "vllm-oss", lambda d: _container(d, "engine")["readinessProbe"]["httpGet"].update(port="web"), "not there"),
+    ("memory", "vllm-oss", lambda d: _container(d, "warm")["resources"].update(limits={"memory": "1Gi"}), "not told"),
+    ("memory", "vllm-nas", lambda d: _container(d, "warm")["resources"]["limits"].update(memory="8Gi"), "lower limit"),
+    ("memory", "vllm-nas", lambda d: _container(d, "engine")["resources"]["limits"].pop("cpu"), "Guaranteed"),
+    ("memory", "easyrec-pytorch", lambda d: _container(d, "fetch")["env"].pop(1), "not told"),
+    ("policies", "pull", lambda d: _rule(d)["values"].remove(4), "FailJob"),
+    ("policies", "pull", lambda d: _rule(d)["values"].append(10), "FailJob"),
+    ("policies", "pull", lambda d: _rule(d).update(containerName="stager"), "FailJob"),
+    ("policies", "warm-nodes", lambda d: _kind(d, "Job")["spec"]["podFailurePolicy"]["rules"].pop(0), "drained"),
+    ("policies", "pull", lambda d: _spec(d).update(restartPolicy="OnFailure"), "restartPolicy"),
+    ("policies", "pull", lambda d: _kind(d, "Job")["spec"].pop("ttlSecondsAfterFinished"), "ttl"),
+    ("policies", "warm-nodes", lambda d: _kind(d, "Job")["spec"].pop("backoffLimitPerIndex"), "backoff"),
+    ("policies", "vllm-oss", lambda d: _container(d, "warm").pop("terminationMessagePolicy"), "terminationMessagePolicy"),
+    ("references", "vllm-oss", lambda d: _spec(d)["volumes"][1]["persistentVolumeClaim"].update(claimName="model"), "not here"),
+    ("references", "vllm-oss", lambda d: _spec(d).update(serviceAccountName="stager"), "ServiceAccount/stager"),
+    ("references", "pull", lambda d: _container(d, "pull")["env"][4]["valueFrom"]["secretKeyRef"].pop("optional"), "Secret/oss"),
+    ("references", "vllm-nas", lambda d: _container(d, "warm")["env"][0]["valueFrom"]["resourceFieldRef"].update(containerName="vllm"), "no container vllm"),
+    ("references", "vllm-oss", lambda d: _kind(d, "PersistentVolumeClaim")["spec"].update(volumeName="models"), "not here"),
+    ("references", "vllm-oss", lambda d: _kind(d, "PersistentVolume")["spec"]["capacity"].update(storage="1Gi"), "storage"),
+    ("references", "kserve", lambda d: d.remove(_kind(d, "ServiceAccount")), "no such service account"),
+    ("selectors", "vllm-oss", lambda d: _kind(d, "Service")["spec"]["selector"].update({"app.kubernetes.io/name": "vlm"}), "selects no pod"),
+    ("selectors", "vllm-oss", lambda d: _kind(d, "Service")["spec"]["ports"][0].update(targetPort="web"), "no port"),
+    ("selectors", "sglang-oss", lambda d: _container(d, "warm")["ports"][0].update(name="prom"), "no port"),
+    ("selectors", "warm-nodes", lambda d: [p.spec.pop("affinity", None) for p in pods(d)], "on one node"),
+    ("selectors", "warm-nodes", lambda d: _kind(d, "Job")["spec"].update(parallelism=2), "at once"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "damage", "complaint"), BREAKS, ids=[f"{b[0]}-{i}" for i, b in enumerate(BREAKS)]
+)
+def test_a_broken_manifest_is_seen(
+    check: str, file: str, damage: Callable[[list[Doc]], Any], complaint: str
+) -> None:
+    docs = copy.deepcopy(load(K8S / "rendered" / f"{file}.yaml"))
+    damage(docs)
+    found = manifests.schema(docs, VERSIONS[-1]) if check == "schema" else _check(check)(docs)
+    assert [line for line in found if complaint in line], found
+
+
+def _check(name: str) -> Callable[[list[Doc]], list[str]]:
+    return next(check for check in CHECKS if check.__name__ == name)
+
+
+def test_every_check_has_been_seen_to_fail() -> None:
+    assert {b[0] for b in BREAKS} == {"schema", *(check.__name__ for check in CHECKS)}
+
+
+# --- Current, and what is not a manifest ------------------------------------------------------------------------------
+
+
+def _sums(folder: Path) -> list[str]:
+    """What of k8s/rendered/SHA256SUMS is not true of `folder`, a copy of k8s."""
+    listed = dict(
+        reversed(line.split("  ", 1)) for line in (folder / "rendered/SHA256SUMS").read_text().splitlines()
+    )
+    there = {
+        str(p.relative_to(folder))
+        for part in ("base", "engines", "components", "examples", "rendered")
+        for p in (folder / part).rglob("*.yaml")
+    }
+    wrong = sorted(there ^ set(listed))
+    return wrong + [name for name in there & set(listed) if hashlib.sha256((folder / name).read_bytes()).hexdigest() != listed[name]]  # fmt: skip
+
+
+def test_rendered_is_current() -> None:
+    """By checksums, which need no kustomize: what goes in and what came out are as `scripts/render` left them."""
+    assert _sums(K8S) == [], "run scripts/render"
+
+
+def test_a_change_that_was_not_rendered_is_seen(tmp_path: Path) -> None:
+    copied = tmp_path / "k8s"
+    for part in ("base", "engines", "components", "examples", "rendered"):
+        shutil.copytree(K8S / part, copied / part)
+    assert _sums(copied) == []
+    for name in ("components/warm-init/warm.yaml", "rendered/vllm-oss.yaml"):
+        with (copied / name).open("a") as file:
+            file.write("# more\n")
+    (copied / "examples/new.yaml").touch()
+    assert sorted(_sums(copied)) == [
+        "components/warm-init/warm.yaml",
+        "examples/new.yaml",
+        "rendered/vllm-oss.yaml",
+    ]
+
+
+def test_rendered_is_what_kustomize_makes() -> None:
+    done = subprocess.run(
+        ["scripts/render", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 9:
+        pytest.skip(done.stderr.splitlines()[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_yaml_can_be_read() -> None:
+    paths = [
+        p for part in ("base", "engines", "components", "examples") for p in (K8S / part).rglob("*.yaml")
+    ]
+    assert len(paths) > 40
+    for path in paths:
+        assert load(path), path
+
+
+def test_choices_in_comments_are_understood() -> None:
+    found = []
+    for path in K8S.rglob("*.yaml"):
+        found += [yaml.safe_load(line) for line in re.findall(r"#\s+args: (\[.*\])", path.read_text())]
+    assert found
+    for line in found:
+        understood(line)
+
+
+def test_production_stack() -> None:
+    values = yaml.safe_load((K8S / "examples/production-stack/values.yaml").read_text())["servingEngineSpec"]
+    (model,) = values["modelSpec"]
+    warm = model["initContainer"]
+    context = understood(words(warm) or [])
+    assert context.params["fail_open"]
+    assert context.params["timeout"]
+    assert warm["image"] == f"stager:{stager.__version__}"
+    assert "limits" not in warm["resources"]
+    volumes = {v["name"] for v in model["extraVolumes"]}
+    assert {m["name"] for m in (*warm["extraVolumeMounts"], *model["extraVolumeMounts"])} == volumes
+
+
+def test_places_without_init_containers() -> None:
+    function = yaml.safe_load((K8S / "examples/function-compute/s.yaml").read_text())["resources"]["vllm"][
+        "props"
+    ]
+    service = json.loads((K8S / "examples/pai-eas/service.json").read_text())
+    container, mount = function["customContainerConfig"], function["ossMountConfig"]["mountPoints"][0]
+    lines = [(container["entrypoint"], mount["mountDir"], container["image"])]
+    (eas,) = service["containers"]
+    lines.append((eas["script"].split(), service["storage"][0]["mount_path"], eas["image"]))
+    for line, where, image in lines:
+        assert line[0] == "/opt/stager/stager"
+        context = understood(line[1:])
+        assert context.params["paths"] == (where,)
+        assert context.params["timeout"] <= 1200
+        assert re.search(r":v?\d", image)
+
+
+def test_the_version_is_the_packages() -> None:
+    """Also where no rendered file shows it: kustomizations, values, Dockerfiles."""
+    for path in K8S.rglob("*"):
+        if path.suffix == ".yaml" or path.name == "Dockerfile":
+            text = path.read_text()
+            tags = {*re.findall(r"\bstager:(\d[\w.]*)", text), *re.findall(r"newTag: (\S+)", text)}
+            assert tags <= {stager.__version__, f"{stager.__version__}-warm"}, path
