@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -397,20 +398,52 @@ def test_faulty_lists_are_asked_for_again(stocked: HubLab, scheme: str, kind: st
     assert kind == "unavailable" or [what for what, _ in told] == [f"list of {scheme}://o/m"]
 
 
-def test_a_list_that_does_not_come_is_not_waited_for(
-    stocked: HubLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stocked.faults.add(Fault("hang", times=1, operation="hf-model", seconds=20))
+LISTS = {"ms": ("files", 2), "hf": ("hf-tree", 1)}  # who lists, and how often the library itself asks
+
+
+@pytest.mark.parametrize("kind", ["hang", "drop", "error", "unavailable", "limited"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_libraries_leave_trying_again_to_us(stocked: HubLab, scheme: str, kind: str) -> None:
+    operation, tries = LISTS[scheme]
+    # They would wait out a minute of their own, or the half hour that the hub asks for.
+    stocked.faults.add(Fault(kind, times=None, operation=operation, seconds=20 if kind == "hang" else 1800))
+    model = bare(f"{scheme}://o/m", read_timeout=0.2)
+    with pytest.raises(RemoteError) as caught:
+        model.snapshot()
+    assert len(records(stocked, operation)) == tries
+    assert ("no answer in time" in caught.value.message) == (kind == "hang")
+    assert caught.value.retry_after == (1800 if kind in ("unavailable", "limited") else None)
+    stocked.faults.clear()
+    assert len(model.snapshot().files) == 2
+
+
+def test_what_comes_before_a_list_is_not_waited_for(stocked: HubLab) -> None:
+    stocked.faults.add(Fault("hang", times=None, operation="hf-model", seconds=20))
     with pytest.raises(RemoteError, match="no answer in time"):
         bare("hf://o/m", read_timeout=0.2).snapshot()
-    # Both libraries ask for a list again by themselves.
-    stocked.faults.add(Fault("hang", times=1, operation="hf-tree", seconds=20))
-    assert len(bare("hf://o/m", read_timeout=0.2).snapshot().files) == 2
-    monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_TIMEOUT_SECONDS", 0.3)
-    stocked.faults.add(Fault("hang", times=1, operation="files", seconds=20))
-    assert len(bare("ms://o/m").snapshot().files) == 2
-    # Each of those lists was given up once.
-    assert [len(records(stocked, one)) for one in ("hf-tree", "files")] == [2, 3]
+    stocked.faults.clear()
+    stocked.unknown_revision = "404"
+    stocked.faults.add(Fault("hang", times=None, operation="revisions", seconds=20))
+    with pytest.raises(RemoteError, match="no answer in time"):
+        bare("ms://o/m@v9", read_timeout=0.2).snapshot()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_hub_that_takes_no_connection_is_not_waited_for(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        address = server.getsockname()
+        full = [socket.socket() for _ in range(4)]
+        for one in full:
+            one.setblocking(False)
+            one.connect_ex(address)
+        for name in ("MODELSCOPE_ENDPOINT", "HF_ENDPOINT"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{address[1]}")
+        with pytest.raises(RemoteError, match="no answer in time"):
+            bare(f"{scheme}://o/m", connect_timeout=0.2, read_timeout=600).snapshot()
+        for one in full:
+            one.close()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -91,7 +91,7 @@ class HuggingFaceHub:
 
 
 class _Sdk:
-    """huggingface_hub, as far as it is asked for anything. Its lists retry a page by themselves; all else is one attempt."""
+    """huggingface_hub, as far as it is asked for anything. Each call is one attempt."""
 
     def __init__(self, source: str, options: HubOptions) -> None:
         """Imports it."""
@@ -121,6 +121,7 @@ class _Sdk:
     def commit(self, model: str, revision: str | None) -> str:
         """The commit that `revision` (None: the default branch) is at."""
         with self._translated(model, revision):
+            self._bound_waiting()
             found = self._api.model_info(model, revision=revision, timeout=self._options.read_timeout)
             if not isinstance(found.sha, str) or not found.sha:
                 raise ValueError("no commit")
@@ -135,9 +136,15 @@ class _Sdk:
             return [_row(one, commit) for one in tree if hasattr(one, "blob_id")]
 
     def _bound_waiting(self) -> None:
-        """Lists are asked for without any time limit, so the session is given one."""
-        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+        """Let it wait as long as it is told here: lists are asked for without any limit of time, and again for minutes."""
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            _pagination,
+            get_session,
+            http_backoff,
+        )
 
+        if hasattr(_pagination, "http_backoff"):
+            _pagination.http_backoff = partial(http_backoff, max_retries=0)
         session: Any = get_session()
         connect, read = self._options.connect_timeout, self._options.read_timeout
         if not hasattr(session, "event_hooks"):  # requests, before version 1
@@ -147,7 +154,8 @@ class _Sdk:
         def bounded(request: Any) -> None:
             limits = {"connect": connect, "read": read, "write": read, "pool": read}
             given = request.extensions.get("timeout") or {}
-            request.extensions["timeout"] = {name: given.get(name) or limits[name] for name in limits}
+            least = {name: min(given.get(name) or limit, limit) for name, limit in limits.items()}
+            request.extensions["timeout"] = least
 
         bounded.__qualname__ = _BOUNDED
         hooks = session.event_hooks

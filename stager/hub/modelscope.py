@@ -50,6 +50,10 @@ _DENIED = (
     f"set {TOKEN} to a token of an account that may read it, and accept its conditions on the model's page"
 )
 _NO_TOKEN = f"if it is private or gated, set {TOKEN}"
+# How often the SDK itself asks for a page, and the longest it waits in between (s), as it names them. Its own 4 and 8 take a minute without a
+# word; with 1, a list of hundreds of pages would begin anew for each that fails.
+_TRIES = {"REPO_TREE_PAGE_MAX_ATTEMPTS": 2, "REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS": 1}
+_PAGE = "REPO_TREE_PAGE_TIMEOUT_SECONDS"  # what a page may take in all
 _setting_up = threading.Lock()  # the SDK's configuration and the environment belong to the whole process
 
 
@@ -61,7 +65,7 @@ class ModelScopeHub:
         self._model, self._asked = source.model, source.revision or "master"
         self._source = str(source)
         self._route = options.route()
-        self._sdk = _Sdk(self._source, options.read_timeout)
+        self._sdk = _Sdk(self._source, options)
         self._lock = threading.Lock()
         self._region: str | None = None
         self._shelf: Shelf | None = None
@@ -177,13 +181,14 @@ class _Row:
 
 
 class _Sdk:
-    """modelscope, as far as it is asked for anything. Its lists retry a page by themselves; all else is one attempt."""
+    """modelscope, as far as it is asked for anything. Its lists ask for a page twice by themselves; all else is one attempt."""
 
-    def __init__(self, source: str, timeout: float) -> None:
-        """Imports it, which takes 0.2 s. `timeout` is in seconds."""
+    def __init__(self, source: str, options: HubOptions) -> None:
+        """Imports it, which takes 0.2 s."""
         self._source = source
         with _set_up():
-            self._api, config = _opened(timeout)
+            self._api, config = _opened(options.read_timeout)
+            _bound_waiting(self._api.legacy, options.connect_timeout, options.read_timeout)
         self.endpoint: str = config.endpoint
         self.token: str = config.token or ""
         self.credentials = ""
@@ -316,3 +321,23 @@ def _opened(timeout: float) -> tuple[Any, Any]:
     config = Unwritten(cache_dir=found.cache_dir, config_dir=found.config_dir)
     set_default_config(config)
     return HubApi(timeout=max(1, round(timeout)), max_retries=0), config
+
+
+def _bound_waiting(client: Any, connect: float, read: float) -> None:
+    """Let `client` wait as long as it is told here, in seconds, and not as long as the SDK finds right."""
+    module = sys.modules[type(client).__module__]
+    for name, value in {**_TRIES, _PAGE: max(getattr(module, _PAGE, 0), read)}.items():
+        if hasattr(module, name) and f"MODELSCOPE_{name}" not in os.environ:
+            setattr(module, name, value)
+    sessions = [one for one in vars(client).values() if hasattr(one, "send") and hasattr(one, "mount")]
+    for session in sessions:
+
+        def send(request: Any, *, plain: Any = session.send, timeout: Any = None, **more: Any) -> Any:
+            given = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+            limits = tuple(
+                limit if one is None else min(one, limit)
+                for one, limit in zip(given, (connect, read), strict=True)
+            )
+            return plain(request, timeout=limits, **more)
+
+        session.send = send
