@@ -23,7 +23,17 @@ from stager.core.events import Event, Failure, FileProblem, FileResidency, Note,
 from stager.core.fetch_reports import FetchForecast, FetchSummary
 from stager.core.model import Known, Residency
 from stager.core.pull_reports import PullForecast, PullSummary, VerifySummary
-from stager.core.reports import EvictSummary, Forecast, HoldSummary, Readiness, StatusTotal, WarmSummary
+from stager.core.reports import (
+    EvictSummary,
+    Forecast,
+    Held,
+    HoldSummary,
+    PathPages,
+    Readiness,
+    StatusTotal,
+    Surveyed,
+    WarmSummary,
+)
 from stager.core.store_reports import Listing, ManifestFacts, Permission, StoredFile, StoreForecast
 from stager.core.units import GIB, MIB
 
@@ -303,6 +313,9 @@ SAMPLES: dict[str, Event] = {
     "evict-stayed": EvictSummary(1, 4 * GIB, GIB, ((AWKWARD, GIB, "mapped by pid 7"),)),
     "evict-unknown": EvictSummary(2, None, None, ()),
     "hold": HoldSummary(600.0, 64 * GIB, 3 * GIB, "the time is over"),
+    "surveyed": Surveyed((PathPages("/m", 17, Residency(0, 64 * GIB, Known.CACHESTAT, 0)),)),
+    "held": Held((PathPages("/m", 17, Residency(64 * GIB, 64 * GIB, Known.CACHESTAT), 64 * GIB, GIB, GIB),)),
+    "held-news": Held((PathPages("/m", 17, Residency(63 * GIB, 64 * GIB, Known.CACHESTAT), 0, GIB),), GIB),
     "readiness": Readiness(ready=True, state="ready", why=""),
     "readiness-not": Readiness(ready=False, state="partial", why="40.0 of 64.0 GiB resident"),
     "error": Failure.of(

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stager.jobs.hold import _without
+from stager.jobs.vigil import without
 from tests.harness import MIB, STRANGER, Box, cold, page_map, resident, until
 
 
@@ -60,8 +60,11 @@ def test_hold_for_a_time(box: Box) -> None:
     assert 1.5 <= done.seconds < 4
     held = done.event("hold_summary")
     assert (held["held"], held["brought_back"]) == (8 * MIB, 0)
+    for row in (done.event("held")["by_path"][0], held["by_path"][0]):
+        assert (row["path"], row["files"], row["lost"]) == (path, 1, 0)
+        assert row["residency"]["resident"] == 8 * MIB
     assert 1.4 <= held["seconds"] < 3
-    assert [event["type"] for event in done.events][-3:] == ["warm_summary", "note", "hold_summary"]
+    assert [event["type"] for event in done.events][-4:] == ["warm_summary", "note", "held", "hold_summary"]
 
 
 def test_held_pages_cannot_be_evicted_from_outside_and_go_afterwards(box: Box) -> None:
@@ -162,7 +165,9 @@ def test_what_comes_back_is_counted(box: Box) -> None:
     done = running.finish(10)
     assert done.code == 0
     assert resident(path) == 8 * MIB
-    assert done.event("hold_summary")["brought_back"] == 4 * MIB
+    held = done.event("hold_summary")
+    assert held["brought_back"] == 4 * MIB
+    assert (held["by_path"][0]["lost"], held["by_path"][0]["brought_back"]) == (4 * MIB, 4 * MIB)
 
 
 def test_a_partial_model_is_held_as_it_is(box: Box) -> None:
@@ -189,7 +194,7 @@ def test_without_is_set_difference(some: list[tuple[int, int]], others: list[tup
     def bytes_of(found: list[tuple[int, int]]) -> set[int]:
         return {at for offset, length in found for at in range(offset, offset + length)}
 
-    left = _without(some, others)
+    left = without(some, others)
     assert bytes_of(left) == bytes_of(some) - bytes_of(others)
     assert left == sorted(left)
     assert all(length > 0 for _, length in left)

@@ -29,6 +29,7 @@ _COMMANDS = {
     "evict": "Give the pages of files back to the system.",
     "install": "Copy the self-contained program into a folder, for containers without Python.",
 }
+_MAIN_PROCESSES = ("pull", "fetch", "warm", "run")  # of containers; a probe that fails is nobody's last word
 
 
 class _Group(click.Group):
@@ -123,6 +124,11 @@ def say(error: StagerError, words: Words) -> int:
     """Print `error` as text on stderr, or as JSON on stdout when that was asked for; its exit code."""
     from stager.engine.report import make_reporter
 
+    if words.first in _MAIN_PROCESSES:
+        from stager.core.last_words import failed
+        from stager.node.notify import write_termination_log
+
+        write_termination_log(failed(words.first, error.exit_code, error.slug, error.message, error.hint))
     reporter = make_reporter(json=words.json, progress="none")
     reporter.emit(Failure.of(error))
     reporter.close()

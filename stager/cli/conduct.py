@@ -11,6 +11,7 @@ from stager.core.errors import LocalIOError, StagerError, from_oserror
 from stager.core.events import Failure, Note
 from stager.core.units import shown
 from stager.engine import runtime
+from stager.engine.recording import Account, Recorder
 from stager.engine.report import PATIENCE, ProgressMode, Reporter, make_reporter
 
 
@@ -59,17 +60,27 @@ class Plain:
 
 
 def conduct(
-    output: Output, make: Callable[[Reporter], Job], *, patience: float = PATIENCE, query: bool = False
+    output: Output,
+    make: Callable[[Reporter], Job],
+    *,
+    account: Account | None = None,
+    patience: float = PATIENCE,
+    query: bool = False,
 ) -> int:
     """Run the job that `make` gives; its exit code, or that of the error or signal that ended it.
 
+    With an `account` a record of the run is kept, for metrics and for the container's termination message; `make` gets a `Recorder` then.
     `patience` is how long a stream that nobody reads may hold up the end: endless only for a query that someone pages. A `query` is
     run for what it prints: where that could not be written (a full disk), it does not end with 0.
     """
     reporter = make_reporter(
         json=output.json, progress=output.progress, quiet=output.quiet, patience=patience
     )
+    recorder = Recorder(reporter, account) if account is not None else None
+    if recorder is not None:
+        reporter = recorder
     job: Job | None = None
+    code = StagerError.exit_code  # that of a bug: nothing else gets past the errors below
 
     def stop(signum: int) -> None:
         assert job is not None
@@ -83,6 +94,8 @@ def conduct(
         reporter.print_now(Note("info", "where", f"now: {doing}"))
 
     try:
+        if recorder is not None:
+            recorder.begin()
         job = make(reporter)
         code = runtime.run(job.run, on_stop=stop, on_poke=poke)
     except StagerError as error:
@@ -93,6 +106,8 @@ def conduct(
         if hanging:
             names = ", ".join(shown(name) for name in hanging[:4])
             reporter.emit(Note("warning", "hanging", f"still busy and left behind: {names}"))
+        if recorder is not None:
+            recorder.ended(code)
         reporter.close()
     return _printed(reporter, code) if query else code
 

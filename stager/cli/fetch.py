@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import click
 
 from stager.cli.conduct import Output, Plain, conduct
 from stager.cli.fetch_options import FOLDER, LOCATION, with_fetch_options
+from stager.cli.metrics_options import with_metrics
 from stager.cli.options import option, with_judging_options, with_output
 from stager.cli.store_options import with_store_options
 from stager.core.location import Location
+from stager.engine.recording import Account
 from stager.jobs.options import FetchOptions, WarmOptions
 from stager.store.opening import StoreOptions
 
@@ -22,13 +25,15 @@ from stager.store.opening import StoreOptions
 @with_store_options
 @with_judging_options
 @option("--dry-run", is_flag=True, help="Say what would be fetched and removed; write nothing.")
+@with_metrics()
 @with_output
 def command(
     source: Location,
     folder: str,
     fetch: Callable[..., FetchOptions],
     store: StoreOptions,
-    warm: Callable[[tuple[str, ...]], WarmOptions],
+    warm: Callable[..., WarmOptions],
+    account: Callable[..., Account],
     *,
     dry_run: bool,
     output: Output,
@@ -47,7 +52,8 @@ def command(
     """
     from stager.jobs.fetch import Fetch
 
-    options = fetch(source, folder, store, warm((folder,)))
+    kept = account("fetch", [os.path.abspath(folder)], str(source))
+    options = fetch(source, folder, store, warm((folder,), watch=kept.wanted))
     if dry_run:
         return conduct(output, lambda reporter: Plain(Fetch(options, reporter).forecast))
-    return conduct(output, lambda reporter: Fetch(options, reporter))
+    return conduct(output, lambda reporter: Fetch(options, reporter), account=kept)

@@ -212,7 +212,7 @@ def was_given(name: str) -> bool:
 
 
 def _warm_options(
-    paths: tuple[str, ...], given: dict[str, Any], *, engine_shares_own: bool = False
+    paths: tuple[str, ...], given: dict[str, Any], *, engine_shares_own: bool = False, watch: bool = False
 ) -> WarmOptions:
     if given["strict"] and given["fail_open"]:
         raise UsageError("--strict and --fail-open contradict each other", hint="choose one")
@@ -237,7 +237,9 @@ def _warm_options(
         anyway=given["anyway"],
         min_resident=given["min_resident"],
         protect=given["protect"],
-        hold=Hold(seconds=hold.seconds, url=hold.url, lock=given["hold_mlock"], idle=given["idle"]),
+        hold=Hold(
+            seconds=hold.seconds, url=hold.url, lock=given["hold_mlock"], idle=given["idle"], watch=watch
+        ),
         timeout=given["timeout"],
         stall_timeout=given["stall_timeout"],
         marker=given["marker"],

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from stager.cli.conduct import Output, conduct
+from stager.cli.metrics_options import with_metrics
 from stager.cli.options import option, with_output
 from stager.cli.pull_options import ASKED, DEST, Asked, destination, refuse_mistaken, with_pull_options
 from stager.cli.store_options import with_store_options
 from stager.core.location import Location
 from stager.core.units import shown
 from stager.engine import runtime
+from stager.engine.recording import Account
 from stager.jobs.options import PullOptions
 from stager.store.opening import StoreOptions
 
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 @with_pull_options
 @option("--dry-run", is_flag=True, help="Say what would be pulled and removed; write nothing.")
 @with_store_options
+@with_metrics()
 @with_output
 def command(
     source: Asked,
     dest: Location | None,
     pull: Callable[..., PullOptions],
     store: StoreOptions,
+    account: Callable[..., Account],
     *,
     dry_run: bool,
     output: Output,
@@ -55,7 +59,8 @@ def command(
     """
     to = destination(source, dest)
     options = pull(source.source, to, store)
-    return conduct(output, partial(_Begun, source, options, dry_run=dry_run))
+    kept = None if dry_run else account("pull", [str(to)], str(options.source))
+    return conduct(output, partial(_Begun, source, options, dry_run=dry_run), account=kept)
 
 
 class _Begun:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import click
 
 from stager.cli.conduct import Job, Output, conduct
 from stager.cli.fetch_options import FETCH, with_fetch_options
+from stager.cli.metrics_options import with_metrics
 from stager.cli.options import PATH, option, with_output, with_warm_options
 from stager.cli.store_options import with_store_options
 from stager.core.errors import UsageError
 from stager.core.location import Location
+from stager.engine.recording import Account, Recorder
 from stager.engine.report import Reporter, make_reporter
 from stager.jobs.options import FetchOptions, WarmOptions
 from stager.store.opening import StoreOptions
@@ -41,6 +45,7 @@ _PATIENCE_S = 0.2  # for a stderr that nobody reads; the engine is waiting
     show_default=True,
     help="Whether CMD starts when warming failed. Never for a missing, incomplete or corrupt model, or one not all fetched.",
 )
+@with_metrics()
 @with_output
 @click.argument("command_line", nargs=-1, required=True, metavar="-- CMD ARG...", type=click.UNPROCESSED)
 def command(
@@ -49,6 +54,7 @@ def command(
     warm: Callable[..., WarmOptions],
     fetch: Callable[..., FetchOptions],
     store: StoreOptions,
+    account: Callable[..., Account],
     command_line: tuple[str, ...],
     *,
     on_failure: str,
@@ -72,7 +78,8 @@ def command(
         raise UsageError("nothing to warm", hint="name the model: stager run --warm PATH -- CMD ARG...")
     if paths and fetched is not None:
         raise UsageError("--warm and --fetch exclude each other", hint="--fetch warms what it has fetched")
-    options = warm(paths or (fetched[1] if fetched else "",), engine_shares_own=True)
+    models = paths or (fetched[1] if fetched else "",)
+    options = warm(models, engine_shares_own=True)
     if options.hold.idle:
         raise UsageError(
             "--idle is for `stager warm`", hint="CMD itself keeps the container alive; leave --idle out"
@@ -80,21 +87,26 @@ def command(
     from stager.jobs.run import RunOptions, run
 
     source = fetch(*fetched, store, options) if fetched is not None else None
+    kept = account("run", [os.path.abspath(path) for path in models], str(fetched[0]) if fetched else "")
     wanted = RunOptions(
+        account=kept,
         warm=options,
         fetched=source,
         command=command_line,
         start_anyway=on_failure == "start",
     )
-    child = _Child(command_line, output, source)
+    child = _Child(command_line, output, source, kept)
     return run(wanted, child.warm, child.make_reporter)
 
 
 class _Child:
     """What the warming process does and how both processes speak: on stderr alone."""
 
-    def __init__(self, command_line: tuple[str, ...], output: Output, source: FetchOptions | None) -> None:
+    def __init__(
+        self, command_line: tuple[str, ...], output: Output, source: FetchOptions | None, account: Account
+    ) -> None:
         self._command_line = command_line
+        self._account = account
         self._output = output
         self._source = source
 
@@ -106,14 +118,14 @@ class _Child:
         def make(reporter: Reporter) -> Job:
             note_bypass(self._command_line, reporter)
             holds = options.hold.seconds is not None or options.hold.url is not None
-            concluded = release if holds else None
+            concluded = partial(_let_go, reporter, release) if holds else None
             if self._source is None:
                 return Warm(options, reporter, concluded=concluded)
             from stager.jobs.fetch import Fetch
 
             return Fetch(replace(self._source, warm=options), reporter, concluded=concluded)
 
-        return conduct(self._output, make)
+        return conduct(self._output, make, account=self._account)
 
     def make_reporter(self) -> Reporter:
         """A reporter for what is said of the warming process from outside."""
@@ -121,3 +133,10 @@ class _Child:
         return make_reporter(
             json=output.json, progress="none", quiet=output.quiet, stdout=sys.stderr, patience=_PATIENCE_S
         )
+
+
+def _let_go(reporter: Reporter, release: Callable[[int], None], code: int) -> None:
+    """CMD starts now, and the container's last words are its own."""
+    if isinstance(reporter, Recorder):
+        reporter.hand_over()
+    release(code)

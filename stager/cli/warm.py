@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import click
 
 from stager.cli.conduct import Output, Plain, conduct
+from stager.cli.metrics_options import gate_of, with_metrics
 from stager.cli.options import PATHS, option, with_output, with_warm_options
+from stager.engine.recording import Account
 from stager.jobs.options import WarmOptions
 
 
@@ -15,9 +19,15 @@ from stager.jobs.options import WarmOptions
 @PATHS
 @with_warm_options
 @option("--dry-run", is_flag=True, help="Say what would happen, like `stager check`.")
+@with_metrics(listen=True)
 @with_output
 def command(
-    paths: tuple[str, ...], warm: Callable[[tuple[str, ...]], WarmOptions], *, dry_run: bool, output: Output
+    paths: tuple[str, ...],
+    warm: Callable[..., WarmOptions],
+    account: Callable[..., Account],
+    *,
+    dry_run: bool,
+    output: Output,
 ) -> int:
     """Read model files into the page cache, prove that they are resident, and write the ready marker.
 
@@ -29,12 +39,15 @@ def command(
       stager warm /mnt/oss/r1 -P 16 --fail-open --timeout 20m      as an init container
       stager warm /models/r1 --limit 700Gi --reserve 40GiB         the pod's limit, told by the downward API
       stager warm /models/r1 --hold until:http://localhost:8000/health
+      stager warm /models/r1 --idle --metrics-listen 0.0.0.0:9105    as a sidecar that Prometheus asks
     """
-    options = warm(paths)
+    kept = account("warm", [os.path.abspath(path) for path in paths])
+    options = warm(paths, watch=kept.wanted)
     if dry_run:
         from stager.jobs.check import check
 
         return conduct(output, lambda reporter: Plain(lambda: check(options, reporter)))
     from stager.jobs.warm import Warm
 
-    return conduct(output, lambda reporter: Warm(options, reporter))
+    kept = replace(kept, ready=gate_of(options.marker))
+    return conduct(output, lambda reporter: Warm(options, reporter), account=kept)

@@ -40,6 +40,11 @@ class Event:
     type: ClassVar[str] = "event"
     result: ClassVar[bool] = False  # True: part of the result, belongs on stdout; else stderr
 
+    @property
+    def remark(self) -> bool:
+        """True for what may be left out where only results, warnings and errors are wanted."""
+        return False
+
     def text(self) -> str:
         """Lines for a person, without a trailing newline; empty when there is nothing to say."""
         raise NotImplementedError
@@ -61,6 +66,10 @@ class Note(Event):
     code: str
     message: str
     hint: str | None = None
+
+    @property
+    def remark(self) -> bool:
+        return self.level == "info"
 
     def text(self) -> str:
         head = f"warning: {self.message}" if self.level == "warning" else self.message

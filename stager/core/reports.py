@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from stager.core.events import Event, residency_columns
 from stager.core.marker import answer_text
-from stager.core.model import Residency
+from stager.core.model import Residency, sum_residency
 from stager.core.units import count, format_duration, format_percent, format_size, shown
 
 
@@ -35,13 +35,47 @@ def in_columns(sections: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class PathPages:
+    """What of one PATH is in the page cache. Bytes; `residency` as it was last counted.
+
+    While pages are kept or watched: `held` are those that are kept, `lost` those that went since warming, `brought_back` those of them that were
+    read again.
+    """
+
+    path: str
+    files: int
+    residency: Residency
+    held: int = 0
+    lost: int = 0
+    brought_back: int = 0
+
+
+@dataclass(frozen=True)
+class Surveyed(Event):
+    """What was found before the first byte is read, PATH by PATH. For programs: people are told what follows from it."""
+
+    type: ClassVar[str] = "surveyed"
+    by_path: tuple[PathPages, ...]
+
+    @property
+    def remark(self) -> bool:
+        """Always."""
+        return True
+
+    def text(self) -> str:
+        """Nothing."""
+        return ""
+
+
 @dataclass(frozen=True)
 class WarmSummary(Event):
     """How a warm run ended. Sizes in bytes, times in seconds.
 
     `read` are the bytes this run brought in, `already` those it found resident; `brought_back` the holes it read once more
     after looking. `touch` is how pages were brought in, `lanes` what the controller settled on (`peak` its most).
-    `missing` lists (path, bytes) of what is not resident. `binding` names the limit that bound, by file and number.
+    `missing` lists (path, bytes) of what is not resident. `binding` names the limit that bound, by file and number. `by_path` is the residency of
+    each PATH.
     """
 
     type: ClassVar[str] = "warm_summary"
@@ -69,6 +103,7 @@ class WarmSummary(Event):
     unknown_origin: int
     binding: str
     marker: str
+    by_path: tuple[PathPages, ...] = ()
 
     def text(self) -> str:
         """What is missing, then one self-contained line."""
@@ -169,14 +204,36 @@ class EvictSummary(Event):
 
 
 @dataclass(frozen=True)
+class Held(Event):
+    """A look at the pages after warming, while they are kept or watched. `news` are bytes lost since a line last said so."""
+
+    type: ClassVar[str] = "held"
+    by_path: tuple[PathPages, ...]
+    news: int = 0
+
+    @property
+    def remark(self) -> bool:
+        """Always."""
+        return True
+
+    def text(self) -> str:
+        """One line when pages were lost, else nothing."""
+        if not self.news:
+            return ""
+        residency = sum_residency([row.residency for row in self.by_path])
+        return f"{format_size(self.news)} were dropped from the page cache, now {resident_text(residency)}"
+
+
+@dataclass(frozen=True)
 class HoldSummary(Event):
-    """What holding cost: `brought_back` bytes that had been dropped and were populated again."""
+    """What holding cost: `brought_back` bytes that had been dropped and were populated again. `by_path` is the last look."""
 
     type: ClassVar[str] = "hold_summary"
     seconds: float
     held: int
     brought_back: int
     why: str
+    by_path: tuple[PathPages, ...] = ()
 
     def text(self) -> str:
         """One line."""

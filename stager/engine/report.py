@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import IO, Literal, Protocol
 
-from stager.core.events import Event, Failure, Note, Progress
+from stager.core.events import Event, Failure, Progress
 from stager.engine.outlet import Outlet
 
 ProgressMode = Literal["auto", "bar", "lines", "none"]
@@ -142,7 +142,7 @@ class _Base(ABC):
             self.progress(event)
             return
         with self._lock:
-            if self._closed or (self._quiet and isinstance(event, Note) and event.level == "info"):
+            if self._closed or (self._quiet and event.remark):
                 return
             if event.result or isinstance(event, Failure):
                 self._settle()

@@ -94,7 +94,7 @@ class Fetch:
                 raise DeadlineExceeded("--timeout ran out", hint="run it again: it goes on where it was")
         except StagerError as error:
             self._gate.withdraw(error.message)
-            self._say_unfinished(error)
+            self._say_unfinished()
             raise
         finally:
             if self._assembly is not None:
@@ -105,7 +105,6 @@ class Fetch:
         folder = os.path.realpath(self._options.folder)
         self._gate.written_anew({os.path.join(folder, whole.path) for whole in self._fetched()})
         self._gate.withdraw("fetched, not warm yet")
-        notify.write_termination_log(summary.text())
         return await self._warm_up()
 
     async def forecast(self) -> int:
@@ -294,10 +293,9 @@ class Fetch:
             self._retry_told = True
             self._reporter.emit(again(doing, error))
 
-    def _say_unfinished(self, error: StagerError) -> None:
+    def _say_unfinished(self) -> None:
         if self._fetching is not None and self._reckoning is not None:
             self._reporter.emit(self._summary(complete=False, reason="run it again to go on"))
-        notify.write_termination_log(f"failed: {error.message}")
 
     def _summary(self, *, complete: bool, reason: str) -> FetchSummary:
         reckoning, assembly, fetching = self._reckoning, self._assembly, self._fetching

@@ -39,12 +39,16 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """How long pages are kept after warming: `seconds`, or until `url` answers 2xx; neither: not at all."""
+    """How long pages are kept after warming: `seconds`, or until `url` answers 2xx; neither: not at all.
+
+    `idle`: stay alive afterwards; `watch`: and count now and then what is still resident.
+    """
 
     seconds: float | None = None
     url: str | None = None
     lock: bool = False
     idle: bool = False
+    watch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.errors import AccessDenied, DeadlineExceeded, StagerError, UsageError
+from stager.core.errors import AccessDenied, DeadlineExceeded, StagerError
 from stager.core.events import Note
 from stager.core.location import Scheme
 from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
 from stager.core.source import Hub as HubKind
-from stager.core.source import same_source
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
@@ -25,13 +24,13 @@ from stager.jobs.evidence import Evidence
 from stager.jobs.landing import Landing
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
+from stager.jobs.noting import noted
 from stager.jobs.options import Proof
 from stager.jobs.retrying import again
 from stager.jobs.stall import watched
 from stager.jobs.stock import Standing, take_stock
 from stager.jobs.transfer import Transfer
 from stager.jobs.transit import Transit, stated
-from stager.node import notify
 from stager.node.processes import more_descriptors
 from stager.store.opening import credentials_of, open_store
 
@@ -63,6 +62,7 @@ class Pull:
         self._transfer: Transfer | None = None
         self._evidence: Evidence | None = None
         self._rows: dict[str, FileEntry] = {}  # of files that the destination has, proven as far as was asked
+        self._confirmed: dict[str, FileEntry] = {}  # of files that went on with parts, and were read back
         self._already = 0  # bytes of those that were there before
         self._removed = 0
         self._sample = Sample()
@@ -80,14 +80,12 @@ class Pull:
         """Pull; 0. Raises `StagerError` when the destination does not have it all in the end."""
         try:
             await self._in_time(self._pull, "run it again: it goes on where it was")
-        except StagerError as error:
+        except StagerError:
             if self._transfer is not None:
                 self._reporter.emit(self._summary(complete=False, reason="run it again to go on"))
-            notify.write_termination_log(f"failed: {error.message}")
             raise
         summary = self._summary(complete=True, reason="")
         self._reporter.emit(summary)
-        notify.write_termination_log(summary.text())
         return 0
 
     async def forecast(self) -> int:
@@ -153,25 +151,10 @@ class Pull:
     async def _take_stock(self) -> Standing:
         assert self._snapshot is not None
         standing = await take_stock(self._store, self._snapshot, self._files, self._options.verify)
-        self._refuse_other(standing)
+        mirror = self._options.mirror
+        remains.refuse_other(self._store, standing, self._snapshot, mirror=mirror)
         await self._in_the_way(standing)
         return standing
-
-    def _refuse_other(self, standing: Standing) -> None:
-        """Raise `UsageError` when another model lies there: it would be overwritten in part, and lost."""
-        assert self._snapshot is not None
-        before = standing.manifest
-        if self._options.mirror and before is None and standing.problem is None and standing.obsolete:
-            raise UsageError(
-                f"--mirror would remove {count(len(standing.obsolete), 'file')} from `{shown(str(self._options.dest))}`, which no pull has filled so far",
-                hint="pull once without --mirror first, or choose an empty place",
-            )
-        if before is None or same_source(before.source, self._snapshot.source) or self._options.mirror:
-            return
-        raise UsageError(
-            f"`{shown(str(self._options.dest))}` holds another model: its manifest names {shown(before.source)}",
-            hint="choose another destination; `--mirror` replaces what is there",
-        )
 
     async def _pull(self) -> None:
         standing = await self._survey()
@@ -180,7 +163,7 @@ class Pull:
         tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
         try:
             async with tenure.kept():
-                await self._fill(await self._take_stock())
+                await self._fill(await self._take_stock(), lambda: tenure.held)
         finally:
             await tenure.release()
 
@@ -216,7 +199,8 @@ class Pull:
         known = before.rows() if before is not None else {}
         return [path for path, row in self._rows.items() if path in doubts or known.get(path) != row]
 
-    async def _fill(self, standing: Standing) -> None:
+    async def _fill(self, standing: Standing, ours: Callable[[], bool]) -> None:
+        """Bring what is missing, and the manifest up to date; `ours` says whether nobody has taken the destination over."""
         options, files = self._options, self._files
         ledger = self._ledger(standing)
         self._evidence = Evidence(self._hub, self._store, options, self._reporter, pauses=self._pauses)
@@ -234,12 +218,13 @@ class Pull:
             await self._sample.take(self._hub, wanted)
             unhashed = options.verify is not Proof.SHA256
             doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in begun]
-            begin = partial(ledger.begin, [*self._unproven(standing), *doubts], strangers)
+            begin = partial(ledger.begin, self._rows, [*self._unproven(standing), *doubts], strangers)
             await runtime.in_thread("writing the manifest", begin)
         if blocking := await self._in_the_way(standing):
             await runtime.in_thread("making room", partial(self._store.delete, blocking))
         if wanted:
-            await self._move(wanted, begun)
+            async with noted(ledger, self._finished, ours):
+                await self._move(wanted, begun)
         if obsolete:
             label = f"removing {count(len(obsolete), 'file')}"
             await runtime.in_thread(label, partial(self._store.delete, obsolete))
@@ -282,7 +267,7 @@ class Pull:
         transits = [self._transit(one, resume=one.entry.path in begun) for one in wanted]
         moved = await transfer.run(transits, lambda one: self._transit(one.file))
         doubted = [one for one in moved if one.unproven and self._options.verify is Proof.SHA256]
-        proven = await self._evidence.of_objects([one.file for one in doubted])
+        proven = self._confirmed = await self._evidence.of_objects([one.file for one in doubted])
         wrong = [one for one in doubted if one.file.entry.path not in proven]
         if wrong:
             paths = [one.file.entry.path for one in wrong]
@@ -294,6 +279,14 @@ class Pull:
         for one in moved:
             if one.done is not None:
                 self._rows[one.file.entry.path] = one.done
+
+    def _finished(self) -> tuple[dict[str, FileEntry], set[str]]:
+        """The rows of what this run has brought so far, and the paths of those among them whose content is proven. From any thread."""
+        moved = self._transfer.finished() if self._transfer is not None else []
+        rows = {one.file.entry.path: one.done for one in moved if one.done is not None}
+        hashed = self._options.verify is Proof.SHA256
+        proven = {one.file.entry.path for one in moved if hashed and not one.unproven}
+        return rows, proven | self._confirmed.keys()
 
     def _transit(self, file: HubFile, *, resume: bool = False) -> Transit:
         return Transit(

@@ -22,14 +22,17 @@ from stager.core.events import Note
 from stager.core.loaders import bypass
 from stager.core.model import Residency
 from stager.core.outcome import Result, verdict
+from stager.core.record import State
 from stager.core.units import format_duration, shown
 from stager.engine.escort import Release
 from stager.engine.launch import Outcome, become, resolve_command, supervise
+from stager.engine.recording import posthumous
 from stager.jobs.gate import Gate
 from stager.jobs.reckoning import is_whole
 from stager.node import notify
 
 if TYPE_CHECKING:
+    from stager.engine.recording import Account
     from stager.engine.report import Reporter
     from stager.jobs.options import FetchOptions, WarmOptions
 
@@ -50,9 +53,10 @@ WarmRun = Callable[["WarmOptions", Release], int]
 class RunOptions:
     """What to warm, what to become, and whether a failed warm run keeps us from becoming it.
 
-    `fetched` is what is fetched first: without all of it in its folder nothing is started.
+    `fetched` is what is fetched first: without all of it in its folder nothing is started. `account` is who is told of a warm run that was killed.
     """
 
+    account: Account
     warm: WarmOptions
     fetched: FetchOptions | None = None
     command: tuple[str, ...]
@@ -140,6 +144,8 @@ class _Launch:
             self._withdraw(error.message)
             return error.exit_code
         code = self._give_up(outcome) if outcome.exit_code is None else outcome.exit_code
+        if code > 128:
+            posthumous(self._options.account, State.FAILED, code, f"warming {_manner(outcome)}")
         if code == 0:
             return None
         fetched = self._options.fetched
@@ -166,6 +172,7 @@ class _Launch:
         reason = f"--timeout ran out after {format_duration(outcome.elapsed)}, and the warm run did not end by itself"
         with suppress(StagerError):
             self._gate().open(found.state, reason, Residency.unknown(0, reason))
+        posthumous(self._options.account, State(found.state), found.exit_code, reason)
         return found.exit_code
 
     def _withdraw(self, reason: str) -> None:

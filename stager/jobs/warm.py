@@ -19,7 +19,7 @@ from stager.core.errors import (
 from stager.core.events import Failure, Note
 from stager.core.model import Known, Residency, sum_residency
 from stager.core.outcome import MarkerState, Mode, Result, Verdict, verdict, worst
-from stager.core.reports import WarmSummary
+from stager.core.reports import PathPages, Surveyed, WarmSummary
 from stager.core.units import format_percent, format_size, shown
 from stager.engine import runtime
 from stager.jobs import leftout
@@ -30,6 +30,7 @@ from stager.jobs.reading import Reading
 from stager.jobs.stall import watched
 from stager.jobs.survey import Survey, Surveyor
 from stager.jobs.verifying import Verified, verify
+from stager.jobs.vigil import Vigil, by_path
 from stager.node import notify
 from stager.node.files import Found
 from stager.node.memory import Gauge
@@ -106,7 +107,9 @@ class Warm:
                 self._concluded(outcome.exit_code)
             # After a failure that opened the gate all the same there is nothing to hold, and the mount may hang.
             warm = self._survey if outcome.state is not MarkerState.RELEASED else None
-            await hold(warm or Survey(Found()), self._options.hold, self._gauge, self._reporter)
+            found = [one.residency for one in self._verified] if warm else []
+            vigil = Vigil(warm or Survey(Found()), self._options.selection.paths, found)
+            await hold(warm or Survey(Found()), vigil, self._options.hold, self._gauge, self._reporter)
         return outcome.exit_code
 
     async def _warm(self) -> None:
@@ -115,6 +118,7 @@ class Warm:
         await surveyor.ask_mounts(survey)
         self._survey = survey
         await surveyor.look(survey, fresh=self._options.fresh)
+        self._reporter.emit(Surveyed(self._by_path(survey, [look.residency for look in survey.looks])))
         surveyor.judge(survey, self._options, self._gauge)
         note_findings(survey, self._options, self._reporter)
         note_defects(survey, self._reporter)
@@ -209,14 +213,12 @@ class Warm:
             return self._conclude_early(outcome, reason, failure)
         summary = self._summary(self._survey, result, outcome, reason, residency)
         self._reporter.emit(summary)
-        notify.write_termination_log(summary.last_line())
         return outcome
 
     def _conclude_early(self, outcome: Verdict, reason: str, failure: Failure | None) -> Verdict:
         """Nothing was found to speak of: the error is the last word, or that the gate opens in spite of it."""
         if failure is None:
             self._reporter.emit(Note("warning", outcome.state.value, f"{outcome.state.value}: {reason}"))
-        notify.write_termination_log(f"{outcome.state.value}: {reason}")
         return outcome
 
     def _reason(self, result: Result) -> str:
@@ -311,4 +313,11 @@ class Warm:
             ),
             binding=binding_text(admission.binding) if admission and admission.binding else "",
             marker=self._gate.written,
+            by_path=self._by_path(survey, [one.residency for one in self._verified]),
         )
+
+    def _by_path(self, survey: Survey, residencies: list[Residency]) -> tuple[PathPages, ...]:
+        """For each PATH; nothing where the run ended before all files were looked at."""
+        if len(residencies) != len(survey.files):
+            return ()
+        return by_path(survey.files, residencies, self._options.selection.paths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stager.core.errors import LocalIOError, StagerError, from_oserror
@@ -13,6 +12,7 @@ from stager.core.marker import ReadyMarker
 from stager.core.outcome import MarkerState
 from stager.core.units import shown
 from stager.node import mounts
+from stager.node.replacing import replace
 
 if TYPE_CHECKING:
     from stager.core.marker import WarmedFile, WarmedPath
@@ -33,23 +33,13 @@ def boot_id() -> str:
 def write(path: str, marker: ReadyMarker) -> None:
     """Replace the marker at `path` in one step (rename), its folder made if needed. Raises `StagerError`."""
     folder = os.path.dirname(os.path.abspath(path))
-    # Two containers on one emptyDir may both be PID 1, and a name that can be guessed can be a symlink to elsewhere.
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.urandom(8).hex()}")
+    subject = f"marker `{shown(path)}`"
     try:
         os.makedirs(folder, exist_ok=True)
-        _refuse_special(path)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            data = marker.to_json().encode() + b"\n"
-            while data:
-                data = data[os.write(fd, data) :]
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
+        # Two containers on one emptyDir may both be PID 1, and a name that can be guessed can be a symlink to elsewhere.
+        replace(path, marker.to_json().encode() + b"\n", subject)
     except OSError as exc:
-        with suppress(OSError):
-            os.unlink(temporary)
-        error = from_oserror(exc, f"marker `{shown(path)}`")
+        error = from_oserror(exc, subject)
         error.hint = "choose a writable place with --marker, for instance on an emptyDir"
         raise error from exc
 
@@ -74,14 +64,6 @@ def _content(path: str) -> bytes:
         if found.st_size > _MOST:
             raise LocalIOError(f"marker `{shown(path)}`: too big for one")
         return file.read(_MOST)
-
-
-def _refuse_special(path: str) -> None:
-    """Raise `LocalIOError` when renaming to `path` would replace a device, a FIFO or a socket."""
-    with suppress(FileNotFoundError):
-        kind = stat_module.S_IFMT(os.lstat(path).st_mode)
-        if kind not in (stat_module.S_IFREG, stat_module.S_IFLNK):
-            raise LocalIOError(f"marker `{shown(path)}`: not a regular file", hint="choose another place")
 
 
 def contradiction(marker: ReadyMarker) -> str | None:
