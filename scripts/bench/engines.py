@@ -29,7 +29,7 @@ from bench import engine_mounts, engine_room, engine_runs, machine  # noqa: E402
 from bench.data import Stop  # noqa: E402
 from bench.engine_runs import HELD, RECIPE, STAGER, WAYS  # noqa: E402
 
-SIZE, BARE_SIZE, QUICK_SIZE = 1_500_000_000, 300_000_000, 24_000_000
+SIZE, QUICK_SIZE = 1_500_000_000, 24_000_000
 PARTS = 4
 EVEN = 1.05  # a ratio below this is called no faster
 
@@ -44,6 +44,7 @@ class Row:
     storage: engine_mounts.Storage
     ways: tuple = WAYS
     rounds: list = dataclasses.field(default_factory=list)
+    disturbed: int = 0
 
 
 def say(text):
@@ -72,8 +73,8 @@ def split(given, size):
 
 
 def bare(given, size):
-    """llama.cpp, one smaller file on a daemon that does not read ahead."""
-    return _llama(given, min(size, BARE_SIZE), 1, engine_mounts.BARE)
+    """llama.cpp, one file on a daemon that does not read ahead."""
+    return _llama(given, size, 1, engine_mounts.BARE)
 
 
 def hold(given, size):
@@ -138,7 +139,8 @@ def measure(row, rounds, stager):
         first = number % len(row.ways)
         done = {}
         for way in row.ways[first:] + row.ways[:first]:
-            turn = done[way] = engine_runs.once(way, row.engine, row.storage, row.folder, stager)
+            turn, thrown = engine_runs.undisturbed(way, row.engine, row.storage, row.folder, stager, say)
+            done[way], row.disturbed = turn, row.disturbed + thrown
             say(
                 f"    {way}: {turn.seconds:.1f} s, {turn.warming:.1f} of them before the engine started; "
                 f"{engine_mounts.mib(turn.fetched)} fetched, {engine_mounts.mib(turn.late)} of them by the engine"
@@ -194,6 +196,8 @@ def notes(given, rows, missed):
         if row.ways == WAYS:
             spent = " / ".join(f"{of(row, way, lambda turn: turn.warming):.1f} s" for way in (RECIPE, STAGER))
             yield f"{row.engine.what}, {row.model}: {spent} passed before the engine started; every way answered `{answer}`."
+    if thrown := sum(row.disturbed for row in rows):
+        yield f"{thrown} runs were thrown away because this node paged out what had just been read ({machine.pages_out()})."
     yield from missed
     if given.quick:
         yield "WARNING: --quick. Models are far too small to say anything about speed."
