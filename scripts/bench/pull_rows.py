@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench import data, pull_contest, pull_mount, pull_trials
-from bench.data import MIB
+from bench.data import MIB, Stop
 from bench.process import run
 from bench.pull_contest import PULL, READ, SHA, TIMEOUT_S, VENDOR, WRITE, Contest, Place
 from bench.pull_mount import RCLONE, S3FS
@@ -35,7 +35,7 @@ class Sizes:
     count: int = 8
     each: int = 10**9
     kill_each: int = 256 * 10**6
-    mount_each: int = 256 * MIB
+    mount_each: int = 256 * 10**6
     fault: int = 5 * MIB // 4  # more than what a hub gives out by itself
     parts: int = 20
     huge: int = HUGE
@@ -106,7 +106,8 @@ class Rows:
 
     def _what(self, contest):
         each = max(contest.sizes.values())
-        text = f"{each / 1e9:g} GB" if each >= 10**8 else f"{each / MIB:g} MiB"
+        text = f"{each / MIB:g} MiB" if each % 10**6 else f"{each / 10**6:g} MB"
+        text = f"{each / 1e9:g} GB" if each >= 10**9 else text
         return f"{len(contest.names)} x {text}"
 
     # Pairs
@@ -170,21 +171,28 @@ class Rows:
 
     def row_mount(self):
         """Into FUSE mounts of an object store, against the SDK's download into them."""
+        if why := pull_mount.missing(RCLONE) or pull_mount.missing(S3FS):
+            raise Stop(why)
         many = self._mount_contest("mounted", 8, self.sizes.mount_each)
         few = self._mount_contest("mounted-few", 2, self.sizes.each)
         free = Away(FAR.latency, FAR.rate, copies=False)
         self.notes.append(
-            f"The mounts have their daemons' defaults; of what s3fs buffers nothing lies on a disk. Far: hub and store answer after "
+            f"The mounts are as their daemons make them by default; what s3fs buffers lies in memory. Far: hub and store answer after "
             f"{FAR.latency * 1000:.0f} ms, each connection takes and gives {FAR.rate / 1e6:.0f} MB/s, and so fast goes each copy that the "
-            "store makes by itself, which is what a rename is there; renames in one folder wait for each other, in the kernel. A run ends "
-            "when the store has all bytes, by its own CRC-64."
+            "store makes by itself: a rename on such a mount is one, and the kernel lets those in one folder wait for each other. Near: as "
+            "fast as the machine. A run ends when the store has all bytes, by its own CRC-64."
         )
-        return [
+        rows = [
             self._mount_row(many, RCLONE, FAR, "an rclone mount, far", 5),
             self._mount_row(few, RCLONE, FAR, "an rclone mount, far", 5),
-            self._mount_row(many, RCLONE, free, "the same, copies for nothing"),
+            self._mount_row(many, RCLONE, free, "an rclone mount, far, copies for nothing"),
+            self._mount_row(many, S3FS, FAR, "an s3fs mount, far"),
             self._mount_row(many, S3FS, None, "an s3fs mount, near, copies for nothing"),
         ]
+        for contest in (many, few):
+            for source in (contest.source, f"{contest.source}-files"):
+                shutil.rmtree(source)
+        return rows
 
     def _mount_contest(self, name, count, each):
         """The contest of `count` files, two under many names."""
