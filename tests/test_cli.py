@@ -216,38 +216,6 @@ def test_stdout_is_the_result_and_stderr_everything_else(box: Box) -> None:
     assert silent.events
 
 
-@pytest.mark.root
-def test_the_last_words_go_to_the_termination_log(box: Box) -> None:
-    """Where Kubernetes made the file; `describe pod` then shows them."""
-    path = box.file("weights.data", MIB)
-    log = Path(box.file("log", 10))
-    # A /dev of its own with that file in it, seen by this one process alone.
-    dev = box.path("dev")
-    os.mkdir(dev)
-    script = f"""
-    mount -t tmpfs none {dev}
-    for name in null zero urandom; do touch {dev}/$name; mount --bind /dev/$name {dev}/$name; done
-    touch {dev}/termination-log
-    mount --bind {log} {dev}/termination-log
-    mount --rbind {dev} /dev
-    exec "$@"
-    """
-    done = box.run("warm", path, before=["unshare", "-m", "sh", "-ec", script, "sh"])
-    assert done.code == 0, str(done)
-    words = json.loads(log.read_text())
-    assert {name: words[name] for name in ("v", "command", "result", "exit", "reason", "model")} == {
-        "v": 1,
-        "command": "warm",
-        "result": "ready",
-        "exit": 0,
-        "reason": "",
-        "model": path,
-    }
-    assert (words["files"], words["bytes"], words["warm_bytes"], words["resident"]) == (1, MIB, MIB, MIB)
-    assert words["seconds"] > 0
-    assert done.out.startswith("ready: "), "the log's last line stays one for people"
-
-
 def test_python_m_and_the_command_are_the_same(box: Box) -> None:
     script = Path(sys.executable).parent / "stager"
     if not script.exists():

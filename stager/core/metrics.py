@@ -80,10 +80,10 @@ def escape(value: str) -> str:
 
 
 def _samples(record: Record, now: float, version: str, name: str) -> Iterator[Sample]:
-    models = [name] if name else list(dict.fromkeys(record.models))
+    models = [shown(name)] if name else list(dict.fromkeys(shown(model) for model in record.models))
     for model in models:
         yield from _run(record, now, {"command": record.command, "model": model}, version)
-    yield from _pages(record, models, name)
+    yield from _pages(record, models)
     together = {"command": record.command, "model": ",".join(models)}
     yield "file_errors_total", together, record.file_errors
     for verb, stage in record.stages.items():
@@ -110,12 +110,12 @@ def _run(record: Record, now: float, labels: Labels, version: str) -> Iterator[S
         yield "state", {**labels, "state": state.value}, state is record.state
 
 
-def _pages(record: Record, models: list[str], name: str) -> Iterator[Sample]:
+def _pages(record: Record, models: list[str]) -> Iterator[Sample]:
     """What is known of each model's size and pages."""
     of_models: dict[str, list[str]] = {}
     for path in record.pages:
         # One PATH is the model, whatever it is called; of several each goes by its own path.
-        model = name or (path if len(models) > 1 else models[0])
+        model = shown(path) if len(models) > 1 else models[0]
         of_models.setdefault(model, []).append(path)
     for model, paths in of_models.items():
         labels = {"command": record.command, "model": model}
