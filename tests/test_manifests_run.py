@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.fetchbed import Bed, same
-from tests.harness import ROOT, Box, Done, Running, files_below, page_map
+from tests.harness import ROOT, Box, Done, Running, files_below, page_map, until
 from tests.manifest_rules import UNCURABLE
 from tests.manifests import Doc, pods
 from tests.pullbed import PullBed
@@ -101,13 +101,13 @@ def test_warm_init_never_opens_it_for_a_corrupt_model(box: Box) -> None:
 
 
 @contextmanager
-def engine() -> Iterator[tuple[int, list[int]]]:
-    """A server whose /health says the last of the list; its port."""
-    status = [503]
+def engine() -> Iterator[tuple[int, list[int], list[str]]]:
+    """A server that answers with the last of a list; its port, the list, and the paths that it was asked for."""
+    status, asked = [503], list[str]()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            assert self.path == "/health"
+            asked.append(self.path)
             self.send_response(status[-1])
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -118,7 +118,7 @@ def engine() -> Iterator[tuple[int, list[int]]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield server.server_port, status
+        yield server.server_port, status, asked
     finally:
         server.shutdown()
         thread.join()
@@ -137,11 +137,13 @@ def test_sidecar(box: Box) -> None:
     metrics = f"127.0.0.1:{free_port()}"
     played = Played(box, box.model(), described, STAGER_METRICS_LISTEN=metrics)
     assert played.probe() == 3, "nothing is warm yet"
-    with engine() as (port, status):
+    with engine() as (port, status, asked):
         running = played.start(**{"localhost:8000": f"127.0.0.1:{port}"})
         running.await_text("holding")
         assert played.probe() == 0
-        assert running.process.poll() is None
+        until(lambda: asked, "a question to the engine")
+        assert set(asked) == {"/health"}
+        assert "idle until SIGTERM" not in running.err
         status.append(200)
         running.await_text("idle until SIGTERM")
     host, _, number = metrics.partition(":")
