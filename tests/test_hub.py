@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -428,22 +428,27 @@ def test_what_comes_before_a_list_is_not_waited_for(stocked: HubLab) -> None:
         bare("ms://o/m@v9", read_timeout=0.2).snapshot()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_hub_that_takes_no_connection_is_not_waited_for(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
-        address = server.getsockname()
-        full = [socket.socket() for _ in range(4)]
-        for one in full:
-            one.setblocking(False)
-            one.connect_ex(address)
-        for name in ("MODELSCOPE_ENDPOINT", "HF_ENDPOINT"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{address[1]}")
-        with pytest.raises(RemoteError, match="no answer in time"):
-            bare(f"{scheme}://o/m", connect_timeout=0.2, read_timeout=600).snapshot()
-        for one in full:
-            one.close()
+def test_no_library_waits_longer_than_it_is_told(stocked: HubLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.utils
+    import requests
+
+    real, waits = requests.Session.send, []
+
+    def send(self: object, request: object, **more: object) -> object:
+        waits.append(more["timeout"])
+        return real(self, request, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "send", send)
+    stocked.unknown_revision = "404"
+    with pytest.raises(NotFound):
+        bare("ms://o/m@v9", connect_timeout=1.25, read_timeout=2.5).snapshot()
+    assert waits == [(1.25, 2.5)] * 2, "the list, and the revisions"
+    bare("hf://o/m", connect_timeout=1.25, read_timeout=2.5).snapshot()
+    [hook] = huggingface_hub.utils.get_session().event_hooks["request"][-1:]
+    for given in (None, {}, dict.fromkeys(("connect", "read", "write", "pool"), 60.0)):
+        request = SimpleNamespace(extensions={"timeout": given})
+        hook(request)
+        assert request.extensions["timeout"] == {"connect": 1.25, "read": 2.5, "write": 2.5, "pool": 2.5}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
