@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def test_a_small_object_is_put(place: Place, content: bytes) -> None:
 def test_first_it_says_updating_and_last_complete(place: Place) -> None:
     files = [hub_file("b", NEW), hub_file("a", b"x")]
     ledger = place.ledger(*files)
-    ledger.begin(["b"])
+    ledger.begin({}, ["b"])
     begun = place.manifest()
     assert begun == Manifest(SOURCE, REVISION, UPDATING, (files[1].entry, files[0].entry), unproven=("b",))
     with pytest.raises(IntegrityError, match="being updated"):
@@ -121,6 +121,39 @@ def test_first_it_says_updating_and_last_complete(place: Place) -> None:
     written = json.loads(place.raw())
     assert written["stager"] == __version__
     assert before - 1 <= written["time"] <= time.time() + 1
+
+
+def test_what_is_finished_meanwhile_is_noted(place: Place) -> None:
+    place.send(a=NEW)
+    place.note(row("a", NEW), row("b", OLD), revision="before")
+    there, new, other = hub_file("a", NEW), hub_file("b", NEW), hub_file("c", NEW)
+    ledger = place.ledger(there, new, other)
+    assert not ledger.note({"b": row("b", NEW)}, [])
+    assert place.manifest().state == COMPLETE
+    ledger.begin({"a": row("a", NEW)}, ["b", "c"], ["stranger"])
+    begun = Manifest(SOURCE, REVISION, UPDATING, (row("a", NEW), new.entry, other.entry),
+                     unproven=("b", "c"), strangers=("stranger",))  # fmt: skip
+    assert place.manifest() == begun
+    assert not ledger.note({}, [])
+    assert ledger.note({"b": row("b", NEW)}, ["b"])
+    noted = place.manifest()
+    assert noted == replace(begun, files=(row("a", NEW), row("b", NEW), other.entry), unproven=("c",))
+    raw = place.raw()
+    assert not ledger.note({"b": row("b", NEW)}, ["b"])
+    assert place.raw() == raw
+    assert ledger.note({"c": row("c", NEW)}, []), "what is no longer there is a promise again"
+    assert place.manifest() == replace(begun, files=(row("a", NEW), new.entry, row("c", NEW)))
+    rows = {name: row(name, NEW) for name in "abc"}
+    assert ledger.conclude(rows, [])
+    assert not ledger.note(rows, []), "too late"
+    assert place.manifest().state == COMPLETE
+
+
+def test_what_is_promised_has_no_crc_before_it_is_there(place: Place) -> None:
+    place.send(a=NEW)
+    place.note(row("a", NEW))
+    place.ledger(hub_file("a", NEW)).begin({}, [])
+    assert place.manifest().rows()["a"] == hub_file("a", NEW).entry
 
 
 def test_what_is_there_is_not_written_again(place: Place) -> None:
@@ -173,7 +206,7 @@ def test_what_was_said_to_be_updating_is_said_to_be_complete_though_nothing_chan
     place.send(a=NEW)
     place.note(row("a", NEW))
     ledger = place.ledger(hub_file("a", NEW))
-    ledger.begin([])
+    ledger.begin({}, [])
     assert place.manifest().state == UPDATING
     assert ledger.conclude({"a": row("a", NEW)}, [])
     assert place.manifest() == Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),))
@@ -188,7 +221,7 @@ def test_rows_of_another_selection_are_kept(place: Place) -> None:
         row("a", NEW), row("gguf", OLD), unproven=("a", "gguf"), source=SOURCE.replace("owner", "Owner")
     )
     ledger = place.ledger(hub_file("a", NEW), others=(hub_file("gguf", OLD),))
-    ledger.begin([])
+    ledger.begin({}, [])
     assert place.manifest().rows().keys() == {"a", "gguf"}
     ledger.conclude({"a": row("a", NEW)}, [])
     concluded = place.manifest()
@@ -269,6 +302,6 @@ def test_an_object_of_the_revision_before_never_counts_for_the_one_of_its_size(
     place.send(a=OLD)
     place.note(row("a", OLD), revision="before")
     new = hub_file("a", NEW, states)
-    place.ledger(new).begin([])
+    place.ledger(new).begin({}, [])
     for proof in (Proof.SHA256, Proof.CRC):
         assert place.stock([new], proof).proven == {}, proof

@@ -19,7 +19,7 @@ from tests.osslab import checksum
 from tests.osslab.faults import Fault
 from tests.osslab.log import Record
 from tests.osslab.storage import Blob, Content, Part, Pending, Written, read
-from tests.pullbed import LEASE, MANIFEST, PART, PullBed
+from tests.pullbed import LEASE, MANIFEST, PART, PullBed, row_of, rows_of
 
 LANES = 2
 FEW = ("-P", str(LANES), "--no-adapt")
@@ -123,11 +123,47 @@ def test_parts_that_arrived_are_not_sent_again_and_the_file_is_read_back(large: 
         - 3 * PART
         + 1  # and one, to see whether the hub gives them
     )
-    assert done["read_back"] == sum(large.repo.files[name].size for name in kept)
+    # What was finished had not been noted when it was killed.
+    assert done["read_back"] == done["already"] + sum(large.repo.files[name].size for name in kept)
     large.complete()
     large.forget()
     assert large.good()["pulled"] == 0
     assert large.written() == []
+
+
+def test_what_was_finished_and_noted_is_not_read_back(large: PullBed) -> None:
+    fault = Fault("hang", times=None, operation="UploadPart", seconds=60)
+    large.oss.faults.add(fault)
+    running = large.start("-P", "8", "--no-adapt")
+    small = sorted(path for path in large.repo.files if not path.startswith("large-"))
+    until(lambda: sorted(large.objects()) == small and fault.fired, "the small files")
+    assert running.stop(signal.SIGTERM, within=6).code == 143
+    large.oss.faults.clear()
+    files = large.objects()
+    rows = {path: row for path, row in rows_of(large.manifest()).items() if "crc64" in row}
+    assert rows == {path: row_of(path, files[path]) for path in rows}
+    assert len(rows) >= len(small) - 1, "the last answer may have been on its way"
+    large.forget()
+    done = large.good(*FEW)
+    assert done["read_back"] == sum(len(files[path]) for path in files.keys() - rows.keys())
+    assert not set(large.sent()) & set(small)
+    large.complete()
+
+
+def test_what_was_finished_and_not_noted_is_read_back_whatever_its_metadata_say(large: PullBed) -> None:
+    interrupted(large)
+    names = [path for path, data in large.objects().items() if data]
+    wrong = large.oss.bucket.objects[large.prefix + names[0]]
+    data = bytearray(large.objects()[names[0]])
+    data[-1] ^= 1
+    large.oss.put(large.prefix + names[0], bytes(data), metadata=dict(wrong.metadata))
+    there = sum(map(len, large.objects().values()))
+    large.forget()
+    done = large.good(*FEW)
+    assert done["read_back"] >= there
+    assert names[0] in large.sent()
+    assert names[1] not in large.sent()
+    large.complete()
 
 
 def test_without_sha256_nothing_is_read_back(large: PullBed) -> None:

@@ -331,9 +331,18 @@ def test_the_checksum_must_be_that_of_the_manifest(bucket: Destination, proof: P
 
 
 @pytest.mark.parametrize("proof", PROVING)
-def test_the_sha256_beside_the_object_counts_without_a_manifest(bucket: Destination, proof: Proof) -> None:
+def test_the_sha256_beside_the_object_is_a_promise(bucket: Destination, proof: Proof) -> None:
+    """It was made before the bytes were sent: who wants a proof reads them."""
     bucket.put("a", DATA, sha256(DATA).upper())
+    believed = ("proven", crc64(DATA)) if proof is Proof.CRC else ("doubtful", None)
+    assert bucket.verdict(digested(), proof) == believed
+    bucket.note(row(crc=None), state=UPDATING)  # not known to be finished
+    assert bucket.verdict(digested(), proof) == believed
+    bucket.note(row(), state=UPDATING)
     assert bucket.verdict(digested(), proof) == ("proven", crc64(DATA))
+    bucket.put("a", OTHER, sha256(DATA))  # the size, the promise, and the row are right
+    assert bucket.verdict(digested(), Proof.SHA256) == ("doubtful", None)
+    bucket.note()
     bucket.put("a", DATA, "none")
     assert bucket.verdict(digested(), proof)[0] == ("doubtful" if proof is Proof.SHA256 else "wanted")
     bucket.put("a", DATA, sha256(OTHER))

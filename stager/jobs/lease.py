@@ -137,6 +137,8 @@ class Tenure:
         self._over = False
         self._unsure = False  # the last write of ours failed: a mount may have left half of it, or nothing
         self._renewed = 0.0  # monotonic time, from before it was written
+        self.held = True
+        """False once it is another's, as far as is known, or may be."""
 
     # Taking it
 
@@ -229,7 +231,9 @@ class Tenure:
                 except StagerError as error:
                     trouble = error.message
             if loss is not None:
+                self.held = False
                 raise loss
+        self.held = False
         raise RemoteError(
             f"the lease of `{shown(self._store.root)}` could not be renewed for {format_duration(self._intervals.expiry)}: {trouble}",
             hint="run it again: it goes on where it was",

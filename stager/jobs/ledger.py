@@ -1,9 +1,10 @@
-"""What a pull leaves beside the model: the manifest, which says updating first and complete last."""
+"""What a pull leaves beside the model: the manifest, which says updating first, then what is finished, and complete last."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,18 @@ class Ledger:
         self._snapshot = snapshot
         self._files = {one.entry.path: one for one in files}
         self._before = standing.manifest
-        self._begun = False
+        self._begun: Manifest | None = None  # the last that said updating
+        self._promised: dict[str, FileEntry] = {}
+        self._doubts: frozenset[str] = frozenset()
+        self._concluded = False
+        self._lock = threading.Lock()  # held while the manifest is written: nothing may come after the last
         self._rows = standing.manifest.rows() if standing.manifest is not None else {}
         self._kept = self._rows_to_keep(standing)
 
     def _rows_to_keep(self, standing: Standing) -> dict[str, FileEntry]:
         """What earlier pulls with other selections brought, is still there, and is what this revision has.
 
-        In a manifest that says updating, a row without a CRC is a promise that was not kept.
+        In a manifest that says updating, a row without a CRC is a promise that was not kept yet.
         """
         before, snapshot = standing.manifest, self._snapshot
         if before is None or not same_source(before.source, snapshot.source):
@@ -74,23 +79,48 @@ class Ledger:
             sha256 = row.sha256
         return FileEntry(file.entry.path, file.entry.size, sha256.lower() if sha256 else None, crc)
 
-    def begin(self, unproven: Iterable[str], strangers: Iterable[str] = ()) -> None:
+    def begin(
+        self, entries: Mapping[str, FileEntry], unproven: Iterable[str], strangers: Iterable[str] = ()
+    ) -> None:
         """Say that the model is being changed: from now on nobody takes it for one.
 
-        `unproven` paths are to be read back before they count; `strangers` are ids of unfinished uploads that are nothing of this pull's.
+        `entries` are the files that are there, by path; the others are promised, and their rows have no CRC before they are there. `unproven`
+        paths are to be read back before they count; `strangers` are ids of unfinished uploads that are nothing of this pull's.
         """
-        promised = {path: self.entry(file, None) for path, file in self._files.items()}
-        self._begun = True
-        manifest = self._manifest(UPDATING, promised, unproven)
-        self._write(replace(manifest, strangers=tuple(sorted(strangers))))
+        promised = {path: _promise(file) for path, file in self._files.items()}
+        with self._lock:
+            self._promised, self._doubts = {**promised, **entries}, frozenset(unproven)
+            manifest = self._manifest(UPDATING, self._promised, self._doubts)
+            self._begun = replace(manifest, strangers=tuple(sorted(strangers)))
+            self._write(self._begun)
+
+    def note(self, finished: Mapping[str, FileEntry], proven: Collection[str]) -> bool:
+        """Say which files are there since `begin`, and which of them are proven; whether that had to be written.
+
+        Nothing before `begin`, and nothing after `conclude`, whoever was on the way with it.
+        """
+        with self._lock:
+            if self._begun is None or self._concluded:
+                return False
+            manifest = self._manifest(
+                UPDATING, {**self._promised, **finished}, self._doubts - frozenset(proven)
+            )
+            manifest = replace(manifest, strangers=self._begun.strangers)
+            if manifest == self._begun:
+                return False
+            self._write(manifest)
+            self._begun = manifest
+            return True
 
     def conclude(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
         """Say that the model is whole; `entries` are all files of the pull, by path. Whether that had to be written."""
         manifest = self._manifest(COMPLETE, entries, unproven)
-        if manifest == self._before and not self._begun:
-            return False
-        self._write(manifest)
-        return True
+        with self._lock:
+            self._concluded = True
+            if manifest == self._before and self._begun is None:
+                return False
+            self._write(manifest)
+            return True
 
     def is_current(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
         """Whether the manifest that is there says just that."""
@@ -110,3 +140,9 @@ class Ledger:
 
     def _write(self, manifest: Manifest) -> None:
         put(self._store, PATH, manifest.dump(time=time.time(), version=__version__))
+
+
+def _promise(file: HubFile) -> FileEntry:
+    """The row of a file that is not there yet."""
+    entry = file.entry
+    return FileEntry(entry.path, entry.size, entry.sha256.lower() if entry.sha256 else None)

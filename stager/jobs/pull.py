@@ -199,8 +199,8 @@ class Pull:
         known = before.rows() if before is not None else {}
         return [path for path, row in self._rows.items() if path in doubts or known.get(path) != row]
 
-    async def _fill(self, standing: Standing, ours: Callable[[], bool]) -> None:
-        """Bring what is missing, and the manifest up to date; `ours` says whether nobody has taken the destination over."""
+    async def _fill(self, standing: Standing, held: Callable[[], bool]) -> None:
+        """Bring what is missing, and the manifest up to date; `held` says whether nobody has taken the destination over."""
         options, files = self._options, self._files
         ledger = self._ledger(standing)
         self._evidence = Evidence(self._hub, self._store, options, self._reporter, pauses=self._pauses)
@@ -223,7 +223,7 @@ class Pull:
         if blocking := await self._in_the_way(standing):
             await runtime.in_thread("making room", partial(self._store.delete, blocking))
         if wanted:
-            async with noted(ledger, self._finished, ours):
+            async with noted(ledger, self._finished, held):
                 await self._move(wanted, begun)
         if obsolete:
             label = f"removing {count(len(obsolete), 'file')}"

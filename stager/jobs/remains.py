@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from stager.core.errors import UsageError, from_oserror
 from stager.core.manifest import PATH, UPDATING
 from stager.core.placement import above
-from stager.core.units import shown
+from stager.core.source import same_source
+from stager.core.units import count, shown
 from stager.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
@@ -51,6 +52,22 @@ def whose(begun: Sequence[Unfinished], standing: Standing) -> tuple[dict[str, st
     number = Counter(one.name for one in later)
     ours = {one.name: one.upload_id for one in later if number[one.name] == 1}
     return ours, frozenset(one.upload_id for one in begun) - frozenset(ours.values())
+
+
+def refuse_other(store: Store, standing: Standing, snapshot: Snapshot, *, mirror: bool) -> None:
+    """Raise `UsageError` when another model lies there: it would be overwritten in part, and lost."""
+    root, before = shown(store.root), standing.manifest
+    if mirror and before is None and standing.problem is None and standing.obsolete:
+        raise UsageError(
+            f"--mirror would remove {count(len(standing.obsolete), 'file')} from `{root}`, which no pull has filled so far",
+            hint="pull once without --mirror first, or choose an empty place",
+        )
+    if before is None or same_source(before.source, snapshot.source) or mirror:
+        return
+    raise UsageError(
+        f"`{root}` holds another model: its manifest names {shown(before.source)}",
+        hint="choose another destination; `--mirror` replaces what is there",
+    )
 
 
 def in_the_way(store: Store, standing: Standing, paths: Iterable[str], *, mirror: bool) -> tuple[str, ...]:

@@ -180,11 +180,10 @@ class _Judge:
             return False, crc
         recalled = row is not None and crc is not None and row.crc64 == crc
         if entry.sha256 is not None:
-            noted = _same(found.metadata.get("sha256"), entry.sha256)
-            # A manifest that cannot be read may say that this object was completed from parts that nobody has hashed.
-            trusted = self._standing.problem is None or self._proof is Proof.CRC
             same = row is not None and _same(row.sha256, entry.sha256)
-            return (recalled and same) or (noted and trusted), crc
+            # The metadata is what was promised when the upload began, and what became of it only the manifest knows.
+            noted = self._proof is Proof.CRC and _same(found.metadata.get("sha256"), entry.sha256)
+            return (recalled and same) or noted, crc
         told = one.blob_sha1 is not None and self._same_revision and self._complete
         return recalled and told, crc
 

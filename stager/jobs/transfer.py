@@ -83,6 +83,10 @@ class Transfer:
         """Slow connections that were dropped."""
         return sum(one.replaced for one in self._inflows)
 
+    def finished(self) -> list[Transit]:
+        """The files that are complete at the destination so far. From any thread."""
+        return [one for one in list(self._transits) if one.done is not None]
+
     def stuck(self) -> list[str]:
         """Names of files that lanes still hang in after the run."""
         if not self._inflows:
