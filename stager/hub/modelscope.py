@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import sys
@@ -320,7 +321,7 @@ def _opened(timeout: float) -> tuple[Any, Any]:
     found = get_default_config()
     config = Unwritten(cache_dir=found.cache_dir, config_dir=found.config_dir)
     set_default_config(config)
-    return HubApi(timeout=max(1, round(timeout)), max_retries=0), config
+    return HubApi(timeout=math.ceil(timeout), max_retries=0), config
 
 
 def _bound_waiting(client: Any, connect: float, read: float) -> None:
