@@ -1,0 +1,1 @@
+"""The shipped manifests, played by podman: `scripts/test-pod`."""
