@@ -457,6 +457,24 @@ def test_a_lease_that_was_taken_ends_the_holder(dest: Destination) -> None:
     assert dest.lease().token == "theirs", "not given back: it is not ours"
 
 
+def test_it_is_known_that_it_is_held_no_more(dest: Destination) -> None:
+    async def main() -> None:
+        tenure = await acquire(dest.store(), wait=False, reporter=Heard(), intervals=QUICK)
+        known = [tenure.held]
+        try:
+            async with tenure.kept():
+                dest.write(stranger().dump())
+                try:
+                    await anyio.sleep(20)
+                finally:
+                    known.append(tenure.held)
+        finally:
+            assert known == [True, False]
+
+    with pytest.raises(RemoteError, match="took over"):
+        anyio.run(main)
+
+
 def test_a_lease_that_was_removed_ends_the_holder(dest: Destination) -> None:
     async def body() -> None:
         dest.store().delete([PATH])

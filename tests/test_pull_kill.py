@@ -150,6 +150,39 @@ def test_what_was_finished_and_noted_is_not_read_back(large: PullBed) -> None:
     large.complete()
 
 
+def test_what_was_read_back_is_noted_before_more_is_pulled(large: PullBed) -> None:
+    interrupted(large)
+    small = large.objects().keys()
+    fault = Fault("hang", times=None, operation="UploadPart", seconds=60)
+    large.oss.faults.add(fault)
+    running = large.start(*FEW)
+    until(lambda: fault.fired, "a part")
+    kill(running)
+    large.oss.listener.cut()
+    large.oss.faults.clear()
+    large.oss.remove(large.prefix + LEASE)
+    assert small <= {path for path, row in rows_of(large.manifest()).items() if "crc64" in row}
+    done = large.good(*FEW)
+    later = large.objects().keys() - small
+    assert done["read_back"] <= sum(large.repo.files[path].size for path in later)
+    large.complete()
+
+
+def test_what_went_on_and_was_read_back_is_noted_as_proven(large: PullBed) -> None:
+    interrupted(large)
+    tamper(large, "large-0.bin")  # which has one part
+    fault = Fault("hang", times=None, operation="UploadPart", key_glob="*/large-0.bin", skip=2, seconds=60)
+    large.oss.faults.add(fault)
+    running = large.start(*FEW)
+    until(lambda: fault.fired, "the wrong file on its way again", 30)
+    assert running.stop(signal.SIGTERM, within=6).code == 143
+    large.oss.faults.clear()
+    assert large.manifest()["unproven"] == ["large-0.bin"]
+    assert "crc64" in rows_of(large.manifest())["large-1.bin"]
+    large.good()
+    large.complete()
+
+
 def test_what_was_finished_and_not_noted_is_read_back_whatever_its_metadata_say(large: PullBed) -> None:
     interrupted(large)
     names = [path for path, data in large.objects().items() if data]
