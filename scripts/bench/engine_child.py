@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from bench.data import Stop
 
@@ -16,6 +16,28 @@ _LEAVE_S = 15
 _TAIL = 1500
 # Say that we are here, wait for a word, become the command: a shell, because that takes a millisecond or two.
 _DOOR = 'echo >"$0/came" && read -r word <"$0/go" && exec "$@"'
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_running = []
+
+
+def end_all():
+    """End every child that still runs, whatever came in between."""
+    while _running:
+        _running[-1].end()
+
+
+@contextmanager
+def _whole():
+    """A signal that comes meanwhile comes at the end: no child is started that nobody knows of."""
+    came = []
+    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in STOPS}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 class Child:
@@ -26,7 +48,7 @@ class Child:
 
     def __init__(self, prefix, command, room):
         self._room = room
-        self._said = open(os.path.join(room, "said"), "w+b", buffering=0)
+        self._said = open(os.path.join(room, "said"), "a+b", buffering=0)  # to be read while it is written
         self._mark = f"{_MARK}={secrets.token_hex(8)}"
         for name in ("came", "go"):
             os.mkfifo(os.path.join(room, name))
@@ -35,15 +57,17 @@ class Child:
         environment = {**os.environ, **dict([self._mark.split("=")])}
         environment.pop("PYTHONPATH", None)
         self.began = time.perf_counter()
-        self._process = subprocess.Popen(
-            [*prefix, "sh", "-c", _DOOR, room, *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
-        self.pid = self._process.pid
+        with _whole():
+            self._process = subprocess.Popen(
+                [*prefix, "sh", "-c", _DOOR, room, *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+            self.pid = self._process.pid
+            _running.append(self)
 
     def at_the_door(self, timeout):
         """Waits until only the command is left to be started. Raises `Stop` when it is not to be, or not in `timeout` seconds."""
@@ -88,7 +112,10 @@ class Child:
         return [pid for pid in found if pid != self.pid]
 
     def end(self):
-        """End it and all that it started. Raises `Stop` when something of it had to be killed that should have gone with it."""
+        """End it and all that it started; nothing happens the second time.
+
+        Raises `Stop` when something of it had to be killed that should have gone with it.
+        """
         self._process.terminate()
         try:
             self._process.wait(_LEAVE_S)
@@ -99,7 +126,7 @@ class Child:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.close()
+        self._close()
         if left:
             raise Stop(f"processes were left behind: {left}")
 
@@ -109,10 +136,9 @@ class Child:
             time.sleep(_STEP_S)
         return left
 
-    def close(self):
-        """Let go of its files. May be called twice."""
-        for fd in (self._came, self._go):
-            with suppress(OSError):
-                os.close(fd)
-        self._came = self._go = -1
-        self._said.close()
+    def _close(self):
+        if self in _running:
+            _running.remove(self)
+            os.close(self._came)
+            os.close(self._go)
+            self._said.close()

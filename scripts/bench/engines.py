@@ -25,9 +25,11 @@ sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.dirname(os.path.dirname(HERE))]
 
-from bench import engine_mounts, engine_room, engine_runs, machine  # noqa: E402  only the folders above make them importable
+from bench import engine_child, engine_mounts, engine_room, engine_runs, machine  # noqa: E402  only the folders above make them importable
 from bench.data import Stop  # noqa: E402
 from bench.engine_runs import HELD, RECIPE, STAGER, WAYS  # noqa: E402
+from stager.core.errors import StagerError  # noqa: E402
+from stager.core.units import parse_size  # noqa: E402
 
 SIZE, QUICK_SIZE = 1_500_000_000, 24_000_000
 PARTS = 4
@@ -56,37 +58,39 @@ def _gigabytes(size):
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def _llama(given, size, parts, storage, ways=WAYS):
-    folder = engine_room.gguf(given.dir, size, parts, say)
-    model = f"GGUF of {_gigabytes(size)}" + (f" in {parts} parts" if parts > 1 else "")
+def _llama(given, parts, storage, ways=WAYS):
+    folder = engine_room.gguf(given.dir, given.size, parts, say)
+    model = f"GGUF of {_gigabytes(given.size)}" + (f" in {parts} parts" if parts > 1 else "")
     return Row(model, engine_runs.Server(engine_room.SERVER.python(say)), folder, storage, ways)
 
 
-def single(given, size):
+def single(given):
     """llama.cpp, one file."""
-    return _llama(given, size, 1, engine_mounts.AHEAD)
+    return _llama(given, 1, engine_mounts.AHEAD)
 
 
-def split(given, size):
+def split(given):
     """llama.cpp, four parts."""
-    return _llama(given, size, PARTS, engine_mounts.AHEAD)
+    return _llama(given, PARTS, engine_mounts.AHEAD)
 
 
-def bare(given, size):
+def bare(given):
     """llama.cpp, one file on a daemon that does not read ahead."""
-    return _llama(given, size, 1, engine_mounts.BARE)
+    return _llama(given, 1, engine_mounts.BARE)
 
 
-def hold(given, size):
+def hold(given):
     """llama.cpp, four parts, held until the server is healthy; once."""
-    return _llama(given, size, PARTS, engine_mounts.AHEAD, (HELD,))
+    return _llama(given, PARTS, engine_mounts.AHEAD, (HELD,))
 
 
-def safetensors(given, size):
+def safetensors(given):
     """safetensors' own loader, four shards."""
-    folder = engine_room.safetensors(given.dir, size, PARTS, say)
+    folder = engine_room.safetensors(given.dir, given.size, PARTS, say)
     engine = engine_runs.Loader(engine_room.LOADER.python(say))
-    return Row(f"safetensors of {_gigabytes(size)} in {PARTS} shards", engine, folder, engine_mounts.AHEAD)
+    return Row(
+        f"safetensors of {_gigabytes(given.size)} in {PARTS} shards", engine, folder, engine_mounts.AHEAD
+    )
 
 
 ROWS = {"single": single, "split": split, "bare": bare, "safetensors": safetensors, "hold": hold}
@@ -98,6 +102,14 @@ def names(text):
     if wrong := given - set(ROWS):
         raise argparse.ArgumentTypeError(f"no row `{sorted(wrong)[0]}`; choose from {', '.join(ROWS)}")
     return [name for name in ROWS if name in given]
+
+
+def size(text):
+    """The bytes of ``--size``."""
+    try:
+        return max(QUICK_SIZE, parse_size(text))
+    except StagerError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def arguments():
@@ -113,6 +125,7 @@ def arguments():
         default=default,
         help="where the models are kept between runs (default .cache/engines/models)",
     )
+    parser.add_argument("--size", type=size, default=SIZE, help="bytes of each model, about (default 1.5GB)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default 3)")
     parser.add_argument("--only", type=names, default=list(ROWS), metavar="ROW,...", help=", ".join(ROWS))
     parser.add_argument("--json", metavar="FILE", help="also write every run to FILE")
@@ -120,7 +133,8 @@ def arguments():
     given = parser.parse_args()
     if given.rounds < 1:
         parser.error("--rounds must be at least 1")
-    given.rounds = 1 if given.quick else given.rounds
+    if given.quick:
+        given.rounds, given.size = 1, QUICK_SIZE
     given.dir = os.path.realpath(given.dir)
     return given
 
@@ -215,7 +229,7 @@ def main():
     for name in given.only:
         say(f"{name}: {ROWS[name].__doc__}")
         try:
-            row = ROWS[name](given, QUICK_SIZE if given.quick else SIZE)
+            row = ROWS[name](given)
             measure(row, given.rounds, stager)
             rows.append(row)
         except Stop as stop:
@@ -248,15 +262,17 @@ def write(path, facts, rows, told):
 
 def stopped(number, _frame):
     """A signal: what is open is closed on the way out, and a second signal does not disturb that."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for one in engine_child.STOPS:
         signal.signal(one, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for one in engine_child.STOPS:
         signal.signal(one, stopped)
     try:
         main()
     except Stop as stop:
         sys.exit(f"error: {stop}")
+    finally:
+        engine_child.end_all()
