@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from stager.core.errors import AccessDenied
+from stager.core.location import Location
+from stager.jobs.beforehand import refuse_dest
 from tests.harness import MIB
 from tests.hublab.faults import Fault
 from tests.hublab.repos import Zeros
@@ -51,3 +58,42 @@ def test_a_server_that_ignores_ranges_is_refused_before_anything_is_written(pull
     assert "`huge.bin` of ms://acme/tiny: this server ignores ranges, and a file of 64.0 MiB" in line
     assert "download it with the hub's own tool and pull that folder" in line
     assert pullbed.written() == []
+
+
+# A DEST that is none
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry-run"])
+def test_a_dest_that_is_a_file_or_below_one_is_named(
+    pullbed: PullBed, dry: tuple[str, ...], below: str
+) -> None:
+    file = pullbed.box.path("file")
+    Path(file).write_bytes(b"precious")
+    pullbed.dest = file + below
+    line = pullbed.refused(2, *dry)
+    assert f"`{pullbed.dest}` cannot be a folder: `{file}` is a file" in line
+    assert "hint: choose another destination" in line
+    assert Path(file).read_bytes() == b"precious"
+
+
+def test_a_dest_that_cannot_be_written_is_named(pullbed: PullBed) -> None:
+    pullbed.dest = "/proc/stager-test"
+    line = pullbed.refused(7)
+    assert "`/proc/stager-test` cannot be written: no such file or directory" in line
+    assert "hint: check who may write there" in line
+    assert "pull.lease" not in line
+
+
+def test_a_read_only_dest_is_refused_where_something_is_to_be_written(
+    pullbed: PullBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Location.parse(pullbed.box.path("models/tiny"))
+    refuse_dest(folder)
+    refuse_dest(Location.parse("oss://bucket/models"))
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY | os.ST_NOSUID))
+    refuse_dest(Location.parse("oss://bucket/models"))
+    with pytest.raises(AccessDenied, match="is on a read-only filesystem") as caught:
+        refuse_dest(folder)
+    assert f"`{folder}` cannot be written" in caught.value.message
+    assert "write access" in (caught.value.hint or "")

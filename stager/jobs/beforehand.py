@@ -1,9 +1,15 @@
-"""What a pull finds out before it changes anything: whether parts fit into memory, and whether the hub gives what it lists."""
+"""What a pull finds out before it changes anything: whether parts fit into memory, the hub gives what it lists, and DEST is a folder to write to."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from stager.core.errors import AccessDenied, LocalIOError, NotFound, UsageError
+from stager.core.lease import PATH
+from stager.core.location import Location, Scheme
 from stager.core.units import shown
 from stager.engine import runtime
 from stager.hub.answers import SKIPPED
@@ -19,6 +25,45 @@ if TYPE_CHECKING:
 def refuse_parts(files: Iterable[HubFile], buffer: int) -> None:
     """As `refuse_large`, of files that nobody has begun to read."""
     refuse_large([Stream(Feed(one.entry.path, one.entry.size, one.version)) for one in files], buffer)
+
+
+def refuse_dest(dest: Location) -> None:
+    """Raise `UsageError` where the folder `dest` cannot be for a file in its place or above it, and `AccessDenied` on a read-only filesystem. Blocks."""
+    if dest.scheme is not Scheme.FILE:
+        return
+    there = os.path.abspath(dest.prefix)
+    try:
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        folder, flags = os.path.isdir(there), os.statvfs(there).f_flag
+    except OSError:
+        return  # who writes there will hear of it
+    name, found = shown(str(dest)), shown(there)
+    if not folder:
+        raise UsageError(f"`{name}` cannot be a folder: `{found}` is a file", hint=_ELSEWHERE)
+    if flags & os.ST_RDONLY:
+        raise AccessDenied(f"`{name}` cannot be written: `{found}` is on a read-only filesystem", hint=_MOUNT)
+
+
+@contextmanager
+def into(dest: Location) -> Iterator[None]:
+    """Within, an error about the lease in a folder that cannot be written names the folder: whoever reads it knows of no lease."""
+    try:
+        yield
+    except (AccessDenied, NotFound, LocalIOError) as error:
+        if dest.scheme is not Scheme.FILE or PATH not in error.message:
+            raise
+        why = error.message.rpartition(": ")[2]
+        raise type(error)(
+            f"`{shown(str(dest))}` cannot be written: {why}", hint=error.hint or _ALLOWED
+        ) from error
+
+
+_ELSEWHERE = "choose another destination"
+_MOUNT = "mount it with write access, or choose another destination"
+_ALLOWED = (
+    "check who may write there and whether it is mounted with write access, or choose another destination"
+)
 
 
 class Sample:

@@ -18,7 +18,7 @@ from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs import lease, remains
-from stager.jobs.beforehand import Sample, refuse_parts
+from stager.jobs.beforehand import Sample, into, refuse_dest, refuse_parts
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
 from stager.jobs.landing import Landing
@@ -106,6 +106,8 @@ class Pull:
         files, options = self._files, self._options
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
         refuse_parts((files[index] for index in missing), options.buffer)
+        if missing:
+            await self._look_at_dest()
         unfinished, _ = await self._unfinished(standing)
         leftovers = await self._leftovers(standing)
         assert self._snapshot is not None
@@ -160,12 +162,18 @@ class Pull:
         standing = await self._survey()
         if self._is_done(standing) and not await self._leftovers(standing):
             return
-        tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
+        await self._look_at_dest()
+        with into(self._options.dest):
+            tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
         try:
             async with tenure.kept():
                 await self._fill(await self._take_stock(), lambda: tenure.held)
         finally:
             await tenure.release()
+
+    async def _look_at_dest(self) -> None:
+        dest = self._options.dest
+        await runtime.in_thread(f"looking at {shown(str(dest))}", partial(refuse_dest, dest))
 
     def _is_done(self, standing: Standing) -> bool:
         """Whether a run would change nothing: all proven, and the manifest says so."""
