@@ -239,6 +239,23 @@ def test_every_yaml_can_be_read() -> None:
         assert load(path), path
 
 
+def test_three_words_make_it_yours() -> None:
+    """Of the first example: registry, bucket and region are all that a reader must put in, and a text replacement does."""
+    for name in ("pull", "vllm-oss"):
+        text = (K8S / f"rendered/{name}.yaml").read_text()
+        assert text.count("your-bucket") == 1
+        for old, new in (
+            ("image: stager:", "image: r.io/me/stager:"),
+            ("your-bucket", "mine"),
+            ("cn-hangzhou", "cn-beijing"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        docs = [doc for doc in yaml.safe_load_all(text) if doc]
+        assert not re.search("your|example|hangzhou", json.dumps(docs))
+        assert [line for check in CHECKS for line in check(docs)] == []
+
+
 def test_choices_in_comments_are_understood() -> None:
     found = []
     for path in K8S.rglob("*.yaml"):
