@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -218,6 +219,36 @@ def test_a_fresh_address_that_is_refused_is_asked_for_again(stocked: HubLab) -> 
 # Servers and ranges
 
 
+@pytest.mark.parametrize("host", ["hub", "cdn"])
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [("hang", "`--read-timeout`"), ("stall", "`--read-timeout`"), ("drop", "can be reached"), ("reset", "can be reached"),
+     ("limited", "run it again later"), ("unavailable", "run it again later"), ("error", "run it again later")],
+)  # fmt: skip
+def test_what_may_be_done_about_trouble_is_said(stocked: HubLab, host: str, kind: str, hint: str) -> None:
+    model = bare("o/m", read_timeout=0.2)
+    model.snapshot()
+    path = "small.bin" if host == "hub" else "big.bin"
+    stocked.faults.add(Fault(kind, host=host, times=None, seconds=20))
+    with pytest.raises(RemoteError) as caught:
+        read(model, path)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_hub_of_an_unknown_name(stocked: HubLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    for scheme in SCHEMES:
+        with pytest.raises(RemoteError, match="name is not known") as caught:
+            bare(f"{scheme}://o/m").snapshot()
+        assert "MODELSCOPE_ENDPOINT, HF_ENDPOINT" in (caught.value.hint or "")
+        assert "bucket" not in (caught.value.hint or "")
+
+
 def test_a_server_that_ignores_ranges_is_noticed(stocked: HubLab) -> None:
     model = bare("o/m")
     model.snapshot()
@@ -412,6 +443,8 @@ def test_the_libraries_leave_trying_again_to_us(stocked: HubLab, scheme: str, ki
         model.snapshot()
     assert len(records(stocked, operation)) == tries
     assert ("no answer in time" in caught.value.message) == (kind == "hang")
+    said = {"hang": "`--read-timeout`", "drop": "can be reached"}.get(kind, "run it again later")
+    assert said in (caught.value.hint or "")
     assert caught.value.retry_after == (1800 if kind in ("unavailable", "limited") else None)
     stocked.faults.clear()
     assert len(model.snapshot().files) == 2

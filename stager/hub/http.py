@@ -19,8 +19,8 @@ from stager.core.units import shown
 from stager.hub.answers import checked, redirected, same_host
 from stager.hub.base import HubFile
 from stager.hub.refusals import refused
+from stager.hub.trouble import unreached
 from stager.net.connection import Connection, Request, received
-from stager.net.failures import unreachable
 from stager.net.route import Origin, Route
 from stager.store.base import BLOCK, Sink, StoredObject
 
@@ -226,7 +226,7 @@ class HttpReader:
             try:
                 response = connection.request(Request("GET", url, {**ranged, **private}))
             except (OSError, http.client.HTTPException) as exc:
-                error = unreachable(exc, f"{subject}, at {shown(origin.host)}")
+                error = unreached(exc, f"{subject}, at {shown(origin.host)}")
                 error.__cause__ = exc
                 raise _Unreached(error, origin) from exc
             self._shelf.answered(origin)
@@ -290,7 +290,7 @@ class HttpReader:
                 try:
                     got = receive(view[:wanted])
                 except (OSError, http.client.HTTPException) as exc:
-                    raise unreachable(exc, subject) from exc
+                    raise unreached(exc, subject) from exc
                 if not got:
                     raise RemoteError(f"{subject}: the answer ended {left + rest} bytes early")
                 left -= got
@@ -356,4 +356,4 @@ def _more(receive: Callable[[memoryview], int], view: memoryview, subject: str) 
     try:
         return receive(view[:1]) > 0
     except (OSError, http.client.HTTPException) as exc:
-        raise unreachable(exc, subject) from exc
+        raise unreached(exc, subject) from exc

@@ -24,7 +24,7 @@ from stager.core.source import Source
 from stager.hub.base import Snapshot
 from stager.hub.http import Address, HttpReader, Shelf
 from stager.hub.listing import Listed, snapshot, unknown_revision
-from stager.hub.refusals import hidden, words
+from stager.hub.refusals import LATER, hidden, words
 from stager.hub.trouble import on_the_way
 from stager.net.answers import retry_after
 from stager.store.base import Reader
@@ -223,7 +223,7 @@ class _Sdk:
         if status < 500 and status not in (408, 429):
             return UsageError(f"{self._source}: the hub does not accept the request ({why})")
         wait = retry_after(exc.response.headers.get("Retry-After"), time.time())
-        return RemoteError(f"{self._source}: the hub cannot answer now ({why})", retry_after=wait)
+        return RemoteError(f"{self._source}: the hub cannot answer now ({why})", hint=LATER, retry_after=wait)
 
     def _garbled(self, exc: Exception) -> RemoteError:
         return RemoteError(

@@ -35,7 +35,7 @@ from stager.core.units import shown
 from stager.hub.base import Snapshot
 from stager.hub.http import Address, HttpReader, Shelf
 from stager.hub.listing import Listed, snapshot, unknown_revision
-from stager.hub.refusals import NO_ACCESS, hidden, words
+from stager.hub.refusals import LATER, NO_ACCESS, hidden, words
 from stager.hub.region import region
 from stager.hub.trouble import on_the_way
 from stager.store.base import Reader
@@ -273,7 +273,7 @@ class _Sdk:
         if isinstance(exc, errors.InvalidParameter):
             return UsageError(f"{self._source}: the hub does not accept the request ({why})")
         wait = getattr(exc, "retry_after", None)
-        return RemoteError(f"{self._source}: the hub cannot answer now ({why})", retry_after=wait)
+        return RemoteError(f"{self._source}: the hub cannot answer now ({why})", hint=LATER, retry_after=wait)
 
 
 @contextmanager

@@ -19,6 +19,11 @@ _XML_CODE = re.compile(rb"<Code>(\w{1,60})</Code>")
 NO_ACCESS = {10010200001}
 """ModelScope's codes for a model that is there, but not for whoever asked; some come with status 404."""
 
+LATER = (
+    "the hub has trouble, or gets too many requests from here: run it again later, it goes on where it was"
+)
+"""What to do about an answer that says: not now."""
+
 _LONGEST = 200  # characters of a hub's own words
 _REQUEST = ("x-request-id", "x-oss-request-id", "x-amz-request-id")
 
@@ -54,7 +59,7 @@ def refused(
         return ObjectChanged(f"{subject} has fewer bytes than the hub listed ({why})")
     wait = retry_after(headers.get("Retry-After"), now)
     if status in (408, 429) or status >= 500:
-        return RemoteError(f"{subject}: cannot be served now ({why})", retry_after=wait)
+        return RemoteError(f"{subject}: cannot be served now ({why})", hint=LATER, retry_after=wait)
     return RemoteError(f"{subject}: not an answer with its bytes ({why})", retry_after=wait)
 
 

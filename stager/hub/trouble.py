@@ -1,12 +1,28 @@
-"""What the libraries that SDKs are built on raise, brought back to what happened on the way."""
+"""Trouble on the way to a hub, as an error with what to do; also where a library that SDKs are built on wrapped it."""
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 
 from stager.core.errors import AccessDenied, StagerError
 from stager.net.failures import unreachable
+
+_SILENT = "check whether the hub can be reached from here, and the proxies; `--read-timeout` says how long to wait for an answer"
+_UNREACHED = (
+    "check the hub's endpoint (MODELSCOPE_ENDPOINT, HF_ENDPOINT), and whether it can be reached from here"
+)
+
+
+def unreached(exc: OSError | http.client.HTTPException, subject: str) -> StagerError:
+    """As `stager.net.failures.unreachable`, with a hint that fits a hub."""
+    error = unreachable(exc, subject)
+    if isinstance(exc, socket.gaierror) and not getattr(exc, "__notes__", ()):
+        error.hint = _UNREACHED  # there is no bucket
+    elif error.hint is None:
+        error.hint = _SILENT if isinstance(exc, TimeoutError) else _UNREACHED
+    return error
 
 
 def on_the_way(exc: BaseException, subject: str) -> StagerError:
@@ -16,7 +32,7 @@ def on_the_way(exc: BaseException, subject: str) -> StagerError:
             return _told(one, subject)
     name = type(exc).__name__.lower()
     plain = TimeoutError("timed out") if "timeout" in name else ConnectionError(0, type(exc).__name__)
-    return unreachable(plain, subject)
+    return unreached(plain, subject)
 
 
 _SYSTEM = {
@@ -30,7 +46,7 @@ _SYSTEM = {
 
 
 def _told(exc: OSError, subject: str) -> StagerError:
-    error = unreachable(exc, subject)
+    error = unreached(exc, subject)
     if isinstance(error, AccessDenied):
         error.hint = "set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to the CA certificates that it should be checked against"
     return error
