@@ -18,16 +18,19 @@ from stager.cli.app import _stager
 from stager.core import errors
 
 Doc = dict[str, Any]
-CRDS = {  # kinds that no schema here knows, and the paths that each must have
-    "PodMonitor": ("spec.selector.matchLabels", "spec.podMetricsEndpoints"),
-    "ClusterStorageContainer": (
-        "spec.container.name",
-        "spec.container.image",
-        "spec.supportedUriFormats",
-        "spec.workloadType",
-    ),
-    "InferenceService": ("spec.predictor.model.storageUri", "spec.predictor.model.modelFormat.name"),
-}
+CRDS: dict[str, dict[str, set[str]]] = {  # kinds that no schema here knows: all that a path must have, after `?` what it may
+    "PodMonitor": {"spec": {"selector", "podMetricsEndpoints"}, "spec.podMetricsEndpoints": {"port", "?interval", "?path"}},
+    "ClusterStorageContainer": {
+        "spec": {"container", "supportedUriFormats", "workloadType"},
+        "spec.supportedUriFormats": {"?prefix", "?regex"},
+    },
+    "InferenceService": {
+        "spec": {"predictor"},
+        "spec.predictor": {"model", "?labels", "?serviceAccountName", "?securityContext"},
+        "spec.predictor.model": {"modelFormat", "storageUri", "resources"},
+        "spec.predictor.model.modelFormat": {"name", "?version"},
+    },
+}  # fmt: skip
 ENUMS = {
     "restartPolicy": {"Always", "OnFailure", "Never"},
     "terminationMessagePolicy": {"File", "FallbackToLogsOnError"},
@@ -173,13 +176,41 @@ def _dig(doc: Doc, path: str) -> Any:
     return doc
 
 
-def schema(docs: list[Doc], version: str) -> list[str]:
-    """What the schemas of that Kubernetes version refuse, unknown fields included; of CRDs, which of their parts are missing."""
+def _unlike(doc: Doc) -> list[str]:
+    """What a custom resource lacks, and what it has that nobody looks at."""
     bad = []
-    for doc in docs:
-        if doc["kind"] in CRDS:
-            bad += [f"{name_of(doc)}: {path} is missing" for path in CRDS[doc["kind"]] if not _dig(doc, path)]
-            continue
+    for path, keys in CRDS[doc["kind"]].items():
+        found = _dig(doc, path)
+        for part in found if isinstance(found, list) else [found]:
+            there, must = set(part), {key for key in keys if key[0] != "?"}
+            bad += [f"{name_of(doc)}: {path}.{key} is missing" for key in sorted(must - there)]
+            bad += [
+                f"{name_of(doc)}: {path}.{key} is nothing"
+                for key in sorted(there - {k.lstrip("?") for k in keys})
+            ]
+    return bad
+
+
+def _as_pods(doc: Doc) -> list[Doc]:
+    """The parts of a custom resource that are those of a pod, as one that the schemas know."""
+    container = {
+        "name": "model",
+        "image": "model:1",
+        "resources": _dig(doc, "spec.predictor.model.resources"),
+    }
+    if doc["kind"] == "ClusterStorageContainer":
+        container = doc["spec"].get("container", {})
+    more = {
+        key: _dig(doc, f"spec.predictor.{key}") or None for key in ("serviceAccountName", "securityContext")
+    }
+    spec = {"containers": [container], **{key: value for key, value in more.items() if value}}
+    return [{"apiVersion": "v1", "kind": "Pod", "metadata": doc["metadata"], "spec": spec}]
+
+
+def schema(docs: list[Doc], version: str) -> list[str]:
+    """What the schemas of that Kubernetes version refuse, unknown fields included; the same of custom resources by `CRDS`."""
+    bad = [line for doc in docs if doc["kind"] in CRDS for line in _unlike(doc)]
+    for doc in [one for d in docs for one in (_as_pods(d) if d["kind"] in CRDS else [d])]:
         try:
             kubernetes_validate.validate(doc, version, strict=True)
         except kubernetes_validate.ValidationError as exc:

@@ -87,8 +87,12 @@ def _rule(docs: list[Doc]) -> Doc:
 BREAKS: list[tuple[str, str, Callable[[list[Doc]], Any], str]] = [  # the check, the file, how it is broken, the complaint
     ("schema", "vllm-oss", lambda d: _container(d, "warm").update(argz=[]), "argz"),
     ("schema", "pull", lambda d: _kind(d, "Job")["spec"].update(backoffLimit="6"), "backoffLimit"),
-    ("schema", "kserve", lambda d: _kind(d, "ClusterStorageContainer")["spec"]["container"].pop("image"), "image"),
+    ("schema", "kserve", lambda d: _kind(d, "ClusterStorageContainer")["spec"].pop("workloadType"), "workloadType"),
     ("schema", "sglang-oss", lambda d: _kind(d, "PodMonitor")["spec"].pop("podMetricsEndpoints"), "podMetricsEndpoints"),
+    ("schema", "sglang-oss", lambda d: _kind(d, "PodMonitor")["spec"]["podMetricsEndpoints"][0].update(intervall="1s"), "intervall"),
+    ("schema", "kserve", lambda d: _kind(d, "ClusterStorageContainer")["spec"]["container"].update(argz=[]), "argz"),
+    ("schema", "kserve", lambda d: _kind(d, "InferenceService")["spec"]["predictor"]["model"].pop("storageUri"), "storageUri"),
+    ("schema", "kserve", lambda d: _kind(d, "InferenceService")["spec"]["predictor"]["securityContext"].update(fsgroup=1), "fsgroup"),
     ("labels", "vllm-oss", lambda d: pods(d)[0].meta["labels"].popitem(), "no label"),
     ("labels", "pull", lambda d: _kind(d, "Job")["metadata"]["labels"].update({"app.kubernetes.io/version": "0.0.9"}), "0.0.9"),
     ("images", "vllm-oss", lambda d: _container(d, "engine").update(image="vllm/vllm-openai:latest"), "not pinned"),
