@@ -183,6 +183,33 @@ def test_what_went_on_and_was_read_back_is_noted_as_proven(large: PullBed) -> No
     large.complete()
 
 
+def test_what_went_on_and_was_not_read_back_is_noted_as_not_proven(large: PullBed) -> None:
+    interrupted(large)
+    large.oss.faults.add(Fault("hang", times=None, operation="GetObject", key_glob="*/large-*", seconds=60))
+    running = large.start(*FEW)
+    large.oss.log.wait(
+        lambda records: any(one.fault == "hang" and one.operation == "GetObject" for one in records)
+    )
+    assert running.stop(signal.SIGTERM, within=6).code == 143
+    large.oss.faults.clear()
+    rows = rows_of(large.manifest())
+    assert large.manifest()["unproven"] == ["large-0.bin", "large-1.bin"]
+    assert all("crc64" in rows[path] for path in large.manifest()["unproven"])
+    done = large.good()
+    assert (done["pulled"], done["read_back"]) == (0, sum(rows[f"large-{at}.bin"]["size"] for at in (0, 1)))
+    large.complete()
+
+
+def test_what_was_pulled_unhashed_is_noted_as_not_proven(large: PullBed) -> None:
+    fault = Fault("hang", times=None, operation="UploadPart", seconds=60)
+    large.oss.faults.add(fault)
+    running = large.start("-P", "8", "--no-adapt", "--verify", "crc")
+    until(lambda: len(large.objects()) == len(large.repo.files) - 2 and fault.fired, "the small files")
+    running.stop(signal.SIGTERM, within=6)
+    assert set(large.manifest()["unproven"]) == set(large.repo.files)
+    assert any("crc64" in row for row in large.manifest()["files"])
+
+
 def test_what_was_finished_and_not_noted_is_read_back_whatever_its_metadata_say(large: PullBed) -> None:
     interrupted(large)
     names = [path for path, data in large.objects().items() if data]
