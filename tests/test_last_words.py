@@ -46,13 +46,14 @@ def test_it_is_json_and_fits_however_long_the_texts_are(
             assert reason.startswith(body["reason"].removesuffix("..."))
 
 
-def test_only_the_longest_text_is_cut_and_as_little_as_need_be() -> None:
+@pytest.mark.parametrize("letter", ["x", "ü", "😀"])
+def test_only_the_longest_text_is_cut_and_as_little_as_need_be(letter: str) -> None:
     record = Record("warm", ("/m",), "", 0.0)
-    record.note(Failure.of(IntegrityError("x" * 9000, hint="look at it")), 1.0)
+    record.note(Failure.of(IntegrityError(letter * 9000, hint="look at it")), 1.0)
     words = last_words(record)
-    assert LIMIT - 20 < len(words) <= LIMIT
+    assert LIMIT - 40 < len(words) <= LIMIT
     body = json.loads(words)
-    assert body["reason"].endswith("x...")
+    assert body["reason"].endswith(f"{letter}...")
     assert body["hint"] == "look at it"
 
 

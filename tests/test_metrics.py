@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_a_run_from_begin_to_end() -> None:
     last = now(99)
     assert (value(last, "state", state="stopped"), value(last, "run_exit_code")) == (1, 143)
     assert (value(last, "run_ended_timestamp_seconds"), value(last, "run_seconds")) == (START + 10, 10)
+
+
+def test_numbers_are_written_as_prometheus_does() -> None:
+    record = Record("warm", ("/m",), "", START)
+    for verb, rate in (("warm", math.inf), ("fetch", math.nan), ("pull", 2.5e9), ("verify", -math.inf)):
+        record.note(Progress(verb, 1 << 60, 1 << 60, rate, None, 0, 1, 1), START)
+    lines = [line for line in render(record, START, version="1").splitlines() if "{" in line]
+    rates = [line.split()[-1] for line in lines if line.startswith("stager_throughput")]
+    assert rates == ["+Inf", "NaN", "2500000000.0", "-Inf"]
+    assert {line.split()[-1] for line in lines if line.startswith("stager_stage_bytes")} == {str(1 << 60)}
 
 
 def test_several_models_have_their_own_sizes_and_are_read_together() -> None:
