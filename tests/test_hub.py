@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from stager.core.errors import (
 from stager.core.manifest import PATH, Manifest
 from stager.core.model import FileEntry
 from stager.core.source import Source
+from stager.hub import http
 from stager.hub.base import Hub, HubFile
 from stager.hub.directory import DirectoryHub
 from stager.hub.http import Address, HttpReader, Shelf
@@ -257,6 +259,23 @@ def test_a_server_that_ignores_ranges_is_noticed(stocked: HubLab) -> None:
     assert {one.status for one in records(stocked, "repo")} == {200}
     stocked.faults.add(Fault("whole", times=None))
     assert read(model, offset=BLOCK + 5, length=BLOCK) == BIG[BLOCK + 5 : 2 * BLOCK + 5]
+
+
+def test_a_reader_takes_no_memory_of_its_own_where_it_is_given_some(stocked: HubLab) -> None:
+    model = bare("o/m")
+    model.snapshot()
+    into = memoryview(bytearray(len(BIG)))
+    model.reader().read("big.bin", 0, len(BIG), lambda _: None, into=into)  # what is only made once is made
+    tracemalloc.start()
+    try:
+        reader = model.reader()
+        reader.read("big.bin", 0, len(BIG), lambda _: None, into=into)
+        here = tracemalloc.Filter(inclusive=True, filename_pattern=http.__file__)
+        found = tracemalloc.take_snapshot().filter_traces([here])
+    finally:
+        tracemalloc.stop()
+    assert bytes(into) == BIG
+    assert sum(one.size for one in found.traces) < BLOCK // 2
 
 
 def test_what_comes_before_is_not_read_without_end(stocked: HubLab) -> None:

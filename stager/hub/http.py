@@ -125,7 +125,7 @@ class HttpReader:
         """Connects when it first reads: once to the hub, and once to wherever it redirects to."""
         self._shelf = shelf
         self._hub, self._elsewhere = Connection(shelf.route), Connection(shelf.route)
-        self._view = memoryview(bytearray(BLOCK))
+        self._scratch: memoryview | None = None
         self._own: BaseException | None = None
         self._used: str | None = None  # where the bytes of this read come from
 
@@ -286,7 +286,7 @@ class HttpReader:
         with connection.body(response) as receive:
             while left:
                 wanted = min(BLOCK, left - length if left > length else left)
-                view = into[length - left :] if into is not None and left <= length else self._view
+                view = into[length - left :] if into is not None and left <= length else self._block()
                 try:
                     got = receive(view[:wanted])
                 except (OSError, http.client.HTTPException) as exc:
@@ -302,10 +302,16 @@ class HttpReader:
                         raise
                 if self._stopped() and left:
                     raise Interrupted(f"the read of {subject} was interrupted")
-            if not rest and response.length is None and _more(receive, self._view, subject):
+            if not rest and response.length is None and _more(receive, self._block(), subject):
                 raise ObjectChanged(f"{subject} has more bytes than the hub listed")
         if rest:
             connection.drop()  # what is left of the body is nobody's
+
+    def _block(self) -> memoryview:
+        """Memory for bytes that go nowhere else; most readers need none: a lane brings its own, and there may be 128."""
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(BLOCK))
+        return self._scratch
 
     def _stopped(self) -> bool:
         return self._hub.stopped or self._elsewhere.stopped
