@@ -18,6 +18,8 @@ UNCURABLE = (
     errors.NotFound,
     errors.IntegrityError,
 )
+NO = (errors.AnswerNo.exit_code, errors.MountDropsPages.exit_code)
+"""What `--strict` ends with besides: this node cannot, and will not at the next try."""
 STATES = {"partial", "unverified", "released"}
 
 
@@ -137,6 +139,26 @@ def memory(docs: list[Doc]) -> list[str]:
     return bad
 
 
+def _ends(rules: list[Doc], names: set[str]) -> list[str]:
+    bad = []
+    for rule in rules:
+        on = rule.get("onExitCodes")
+        if on is None:
+            continue
+        if (
+            on["operator"] != "In"
+            or on["containerName"] not in names
+            or on["values"] != sorted(set(on["values"]))
+        ):
+            bad.append("a rule of podFailurePolicy that Kubernetes refuses, or that never matches")
+        # What is wrong with one node must not end the others' runs; what is wrong with the command ends all.
+        if rule["action"] == "FailIndex" and not {*on["values"]} <= {*NO, errors.ResourceRefused.exit_code}:
+            bad.append("podFailurePolicy lets the other nodes try what cannot succeed")
+        if rule["action"] not in ("FailJob", "FailIndex"):
+            bad.append("podFailurePolicy does not fail at once")
+    return bad
+
+
 def policies(docs: list[Doc]) -> list[str]:
     """A Job fails at once by the exit codes that no retry cures, and by no others; it is cleaned up; nothing restarts in place."""
     codes = sorted(kind.exit_code for kind in UNCURABLE)
@@ -152,10 +174,11 @@ def policies(docs: list[Doc]) -> list[str]:
             continue
         spec = pod.owner["spec"]
         rules = spec.get("podFailurePolicy", {}).get("rules", [])
-        ends = [r["onExitCodes"] for r in rules if r["action"] == "FailJob"]
-        names = {c["name"] for c in pod.containers}
-        if [(e["operator"], e["values"], e["containerName"] in names) for e in ends] != [("In", codes, True)]:
-            bad.append(f"{pod.where}: podFailurePolicy is not FailJob for {codes}")
+        bad += [f"{pod.where}: {what}" for what in _ends(rules, {c["name"] for c in pod.containers})]
+        strict = [c for c, context in _contexts(pod) if context.params.get("strict")]
+        told = {code for r in rules for code in r.get("onExitCodes", {}).get("values", [])}
+        if told != {*codes, *(NO if strict else ())}:
+            bad.append(f"{pod.where}: podFailurePolicy ends on {sorted(told)}")
         if not any(r["action"] == "Ignore" and {"type": "DisruptionTarget"} in [{"type": c["type"]} for c in r["onPodConditions"]] for r in rules if "onPodConditions" in r):  # fmt: skip
             bad.append(f"{pod.where}: a drained node counts as a failure")
         if pod.spec.get("restartPolicy") != "Never":
