@@ -207,6 +207,15 @@ def test_an_engine_without_a_marker_is_refused(model: str, tmp_path: Path) -> No
 
 
 @needs_fuse
+def test_a_gate_that_closes_beside_the_engine_is_refused(model: str, tmp_path: Path) -> None:
+    closes = tmp_path / "closes"
+    closes.write_text(f'#!/bin/sh\n[ "$1" = ready ] && exit 3\nexec {own_stager(tmp_path)} "$@"\n')
+    closes.chmod(0o755)
+    with pytest.raises(Stop, match="`stager ready` said 3"):
+        engine_runs.once(STAGER, READS_ALL, FAST, model, str(closes))
+
+
+@needs_fuse
 def test_an_engine_that_reads_the_store_after_warming_is_refused(
     model: str, stager: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,9 +397,7 @@ def test_a_holder_that_stays_is_an_error(room: str, monkeypatch: pytest.MonkeyPa
 
 
 @needs_fuse
-def test_a_holder_ends_with_the_health_of_the_engine(
-    model: str, stager: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_holder_ends_with_the_health_of_the_engine(model: str, stager: str, lodging: str) -> None:
     """``--hold until:`` a URL that Python's own server answers, in the place of a real engine's."""
     import http.client
     import socket
@@ -422,3 +429,4 @@ def test_a_holder_ends_with_the_health_of_the_engine(
 
     turn = engine_runs.once(HELD, Web(), FAST, model, stager)
     assert (turn.answer, turn.late) == (str(2 * MIB), 0)
+    assert running(lodging) == []  # neither the server, which would serve for ever, nor a holder

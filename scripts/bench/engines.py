@@ -31,7 +31,7 @@ from bench.engine_runs import HELD, RECIPE, STAGER, WAYS  # noqa: E402
 from stager.core.errors import StagerError  # noqa: E402
 from stager.core.units import parse_size  # noqa: E402
 
-SIZE, QUICK_SIZE = 1_500_000_000, 24_000_000
+SIZE, BARE_SIZE, QUICK_SIZE = 1_500_000_000, 600_000_000, 24_000_000
 PARTS = 4
 EVEN = 1.05  # a ratio below this is called no faster
 
@@ -58,9 +58,10 @@ def _gigabytes(size):
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def _llama(given, parts, storage, ways=WAYS):
-    folder = engine_room.gguf(given.dir, given.size, parts, say)
-    model = f"GGUF of {_gigabytes(given.size)}" + (f" in {parts} parts" if parts > 1 else "")
+def _llama(given, parts, storage, ways=WAYS, size=None):
+    size = size or given.size
+    folder = engine_room.gguf(given.dir, size, parts, say)
+    model = f"GGUF of {_gigabytes(size)}" + (f" in {parts} parts" if parts > 1 else "")
     return Row(model, engine_runs.Server(engine_room.SERVER.python(say)), folder, storage, ways)
 
 
@@ -75,8 +76,8 @@ def split(given):
 
 
 def bare(given):
-    """llama.cpp, one file on a daemon that does not read ahead."""
-    return _llama(given, 1, engine_mounts.BARE)
+    """llama.cpp, one smaller file on a daemon that does not read ahead."""
+    return _llama(given, 1, engine_mounts.BARE, size=min(given.size, BARE_SIZE))
 
 
 def hold(given):
