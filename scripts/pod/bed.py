@@ -158,7 +158,7 @@ class Bed:
         command: Sequence[str] = ("python3", "-c", ENGINE),
         settings: Mapping[str, str] | None = None,
         memory: str | None = None,
-        change: Callable[[dict[str, Any]], None] = lambda spec: None,
+        change: Callable[[dict[str, Any]], None] = lambda _spec: None,
     ) -> Iterator[Pod]:
         """The Deployment's pod of k8s/rendered/`manifest`.yaml, lifted and not yet played.
 

@@ -35,7 +35,7 @@ def images_hold_what_they_should(bed: Bed) -> None:
         assert "org.opencontainers.image.version:" in told, told
     names = "-name pip -o -name pip3 -o -name gcc -o -name cc -o -name ld -o -name objdump -o -name *.whl -o -name ca.pem"
     found = run_in(
-        bed.podman, images.WHOLE, "/", "-xdev", "(", *names.split(), ")", options=["--entrypoint=find"]
+        bed.podman, images.WHOLE, "/", "-xdev", "-type", "f", "(", *names.split(), ")", options=["--entrypoint=find"]
     )
     assert found.stdout.strip() == "", found.stdout
     done = run_in(bed.podman, images.WHOLE, "pull", "owner/name", "/dev/shm/x")
@@ -129,7 +129,7 @@ def stop_in_the_middle(bed: Bed) -> None:
         mount, daemon = held.enter_context(bed.mounted(bed.model(), keep_cache="always", total_rate=2 * MIB))
         pod = held.enter_context(bed.pod("vllm-oss", "stopped", volumes={"models": mount}))
         playing = pod.begin()
-        until(lambda: daemon.counters().get("bytes", 0) > MIB, "the first bytes")
+        until(lambda: daemon.counters()["served"] > MIB, "the first bytes")
         pod.kill("warm")
         playing.communicate(timeout=60)
         assert pod.state("warm")["ExitCode"] == 143, pod.logs("warm")
@@ -159,7 +159,7 @@ def stopped_fetch_goes_on(bed: Bed) -> None:
         pod("cut", mount) as cut,
     ):
         playing = cut.begin()
-        until(lambda: daemon.counters().get("bytes", 0) > 40 * MIB, "40 MiB")
+        until(lambda: daemon.counters()["served"] > 40 * MIB, "40 MiB")
         cut.kill("fetch")
         playing.communicate(timeout=60)
         assert cut.state("fetch")["ExitCode"] == 143, cut.logs("fetch")
@@ -170,7 +170,7 @@ def stopped_fetch_goes_on(bed: Bed) -> None:
         assert again.ask("/health") == "ok"
         here, every = again.ask("/resident")
         assert here == every
-        read = daemon.counters()["bytes"]
+        read = daemon.counters()["served"]
         assert read < SIZE - 16 * MIB, f"{read} bytes were read again"
     same = subprocess.run(
         ["diff", "-r", "-x", ".stager*", str(source), str(dest)], capture_output=True, text=True, check=False
