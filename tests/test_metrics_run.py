@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stager.core.errors import StagerError
-from stager.engine.exposition import MetricsFile, MetricsServer
+from stager.engine.exposition import MetricsFile, MetricsServer, _Handler
 from tests.harness import MIB, Box, Running, cold, environment, until
 from tests.test_metrics import Samples, read, value
 
@@ -251,7 +251,7 @@ def gone(clients: list[socket.socket]) -> int:
 def test_no_more_than_a_few_clients_at_once(
     server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stager.engine.exposition._Handler.timeout", 3600)
+    monkeypatch.setattr(_Handler, "timeout", 3600)
     clients = connect(server(lambda: "x 1\n"), 40)
     until(lambda: gone(clients) == 40 - 16, "an end for those that are too many")
     for one in clients:
@@ -261,7 +261,8 @@ def test_no_more_than_a_few_clients_at_once(
 def test_a_client_that_says_nothing_is_let_go(
     server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stager.engine.exposition._Handler.timeout", 0.3)
+    assert 1 < _Handler.timeout < 60
+    monkeypatch.setattr(_Handler, "timeout", 0.3)
     url = server(lambda: "x 1\n")
     clients = connect(url, 16)
     until(lambda: gone(clients) == 16, "an end for all")
