@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -462,3 +464,33 @@ def test_a_part_that_never_arrives_ends_in_its_error_and_leaves_the_others(
     # The third part is there as well: only the answer was wrong.
     assert again.resumed == 3 * MIB
     assert place.content("a") == DATA
+
+
+# Many thousand files
+
+
+def test_what_a_file_needed_on_its_way_goes_when_it_is_complete(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, begun = place.store.upload, []
+
+    def upload(*given: Any, **more: Any) -> Any:
+        made = real(*given, **more)
+        begun.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(place.store, "upload", upload)
+    for content in (SMALL, DATA):
+        transit = Transit(place.store, file_of(content), hashed=True)
+        bring(transit, content)
+        assert transit.done is not None
+        gc.collect()
+        assert begun.pop()() is None
+        transit.abort()
+        assert place.content("a") == content
+
+
+def test_a_file_of_one_part_has_nobody_to_tell(place: Place) -> None:
+    one, other = (Transit(place.store, file_of(SMALL), hashed=True) for _ in range(2))
+    assert one._changed is other._changed
+    assert Transit(place.store, file_of(DATA), hashed=True)._changed is not one._changed
