@@ -100,6 +100,16 @@ def test_warm_init_never_opens_it_for_a_corrupt_model(box: Box) -> None:
     assert box.state == "failed"
 
 
+def test_warm_nodes(box: Box) -> None:
+    """Done means resident; what does not fit this node's memory is one of the codes by which the Job gives up on the node."""
+    model = box.model()
+    described = container("warm-nodes", "warm")
+    assert Played(box, model, described).start(**{"60s": "100ms"}).finish().code == 0
+    assert box.state == "ready"
+    assert Played(box, model, described, STAGER_BUDGET="1MiB", STAGER_FRESH="1").run().code == 4
+    assert box.state == "failed"
+
+
 @contextmanager
 def engine() -> Iterator[tuple[int, list[int], list[str]]]:
     """A server that answers with the last of a list; its port, the list, and the paths that it was asked for."""
