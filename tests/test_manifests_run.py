@@ -103,10 +103,11 @@ def test_warm_init_never_opens_it_for_a_corrupt_model(box: Box) -> None:
 def test_warm_nodes(box: Box) -> None:
     """Done means resident; what does not fit this node's memory is one of the codes by which the Job gives up on the node."""
     model = box.model()
-    described = container("warm-nodes", "warm")
-    assert Played(box, model, described).start(**{"60s": "100ms"}).finish().code == 0
+    described, shorter = container("warm-nodes", "warm"), {"60s": "100ms"}
+    assert Played(box, model, described).start(**shorter).finish().code == 0
     assert box.state == "ready"
-    assert Played(box, model, described, STAGER_BUDGET="1MiB", STAGER_FRESH="1").run().code == 4
+    small = Played(box, model, described, STAGER_BUDGET="1MiB", STAGER_FRESH="1")
+    assert small.start(**shorter).finish().code == 4
     assert box.state == "failed"
 
 
