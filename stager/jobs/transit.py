@@ -213,11 +213,8 @@ class Transit:
             raise
         entry = self.file.entry
         self.done = FileEntry(entry.path, entry.size, sha256_of(self.file, self.stream), crc)
-        self._upload, self._there, self._crcs = (
-            None,
-            {},
-            {},
-        )  # which many thousand files would keep until the end
+        # Many thousand files would keep these until the end.
+        self._upload, self._there, self._crcs = None, {}, {}
 
     def _remove_wrong(self, crc: int) -> None:
         """Remove an object that carries our promise and holds something else: the next run would take it at its word."""
