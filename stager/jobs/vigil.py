@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stager.core.model import Residency, sum_residency
 from stager.core.reports import Held, PathPages
 from stager.jobs.survey import measure
+from stager.node.canary import Keeps
 from stager.node.files import opened
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class _Seen:
 class Vigil:
     """Looks at the files of `survey` from time to time. `lost` are the bytes that went between two looks, all together.
 
-    Files on mounts that drop pages at open are not opened; what is unknown of them stays so.
+    What it has not looked at stays as it was found.
     """
 
     def __init__(self, survey: Survey, paths: Sequence[str], residencies: Sequence[Residency] = ()) -> None:
@@ -85,9 +86,9 @@ class Vigil:
         return found.resident, holes
 
     def look_at_all(self) -> None:
-        """Look at every file that can be looked at."""
+        """Look at every file where that costs no pages: on a mount that may drop them, opening a file would."""
         for file in self._survey.files:
-            if file.size and not self._survey.facts(file).keeps.hopeless:
+            if file.size and self._survey.facts(file).keeps is Keeps.YES:
                 try:
                     self.look(file)
                 except OSError:
