@@ -13,7 +13,6 @@ from stager import __version__
 from stager.core.errors import StagerError
 from stager.core.events import Event, Note, Progress
 from stager.core.last_words import last_words
-from stager.core.metrics import render
 from stager.core.record import Record, State
 from stager.node import notify
 from stager.node.replacing import replace
@@ -129,7 +128,7 @@ class Recorder:
 
     def _render(self) -> str:
         with self._lock:
-            return render(self._record, self._now(), version=__version__, name=self._account.name)
+            return _rendered(self._record, self._now(), self._account)
 
     def _say(self) -> None:
         if self._speaks:
@@ -148,6 +147,11 @@ def posthumous(account: Account, state: State, code: int, reason: str) -> None:
     record.end(code, now)
     notify.write_termination_log(last_words(record))
     if account.file is not None:
-        text = render(record, now, version=__version__, name=account.name)
         with suppress(OSError, StagerError):
-            replace(account.file, text.encode(), "metrics")
+            replace(account.file, _rendered(record, now, account).encode(), "metrics")
+
+
+def _rendered(record: Record, now: float, account: Account) -> str:
+    from stager.core.metrics import render  # most runs are not asked for metrics
+
+    return render(record, now, version=__version__, name=account.name)
