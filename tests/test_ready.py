@@ -189,6 +189,21 @@ def test_a_remount_with_the_same_files_is_not_ready(box: Box, fuse_mount: MountF
 
 
 @pytest.mark.root
+def test_an_engine_s_namespace_may_have_the_number_of_the_init_container_s(box: Box) -> None:
+    """The number is free when the init container has ended. Mount ids of the two namespaces have nothing in common all the same."""
+    path = box.file("weights.data", MIB)
+    apart = ("unshare", "-m", "sh", "-c", 'readlink /proc/self/ns/mnt >&2; exec "$@"', "sh")
+    warmed = box.run("warm", path, before=apart)
+    assert warmed.code == 0
+    for _ in range(20):
+        asked = box.run("ready", before=apart)
+        if asked.err == warmed.err.splitlines(keepends=True)[0]:
+            assert (asked.code, asked.out) == (0, "ready\n")
+            return
+    pytest.skip("the kernel gave no namespace the number of the first")
+
+
+@pytest.mark.root
 def test_an_unmounted_volume_is_not_ready(box: Box, fuse_mount: MountFactory) -> None:
     mount = fuse_mount(synthetic={"weights.data": MIB}, keep_cache="always")
     assert box.warm(mount.path).code == 0

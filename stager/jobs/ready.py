@@ -12,6 +12,7 @@ from stager.core.marker import ReadyMarker
 from stager.core.outcome import MarkerState
 from stager.core.units import format_duration, shown
 from stager.node import marker as marker_file
+from stager.node import mounts
 
 _PATIENCE_S = 10.0  # a name on a hung FUSE mount can take for ever to look up
 
@@ -139,7 +140,7 @@ def _unknown_file(found: ReadyMarker, real: str) -> str | None:
 def _remount_is_possible(found: ReadyMarker) -> bool:
     """Whether a remount could go unnoticed by ids: without unique ids, or seen from another mount namespace."""
     with suppress(OSError):
-        here = os.readlink("/proc/self/ns/mnt")
+        here = mounts.namespace()
         return any(path.unique_id is None or path.namespace != here for path in found.paths)
     return True
 

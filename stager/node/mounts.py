@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from stager.node import syscalls
+from stager.node.processes import start_of
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -104,6 +105,21 @@ def mount_id_of(fd: int) -> int:
     return -1
 
 
+def namespace() -> str:
+    """This process's mount namespace, by a name that no later one has. Raises ``OSError``.
+
+    Its inode number alone is free again when an init container ends, and the engine's container takes it. The root's unique mount id
+    is never reused; before Linux 6.8 the start of process 1 tells one container from the next.
+    """
+    inode = os.readlink("/proc/self/ns/mnt")
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        unique = syscalls.unique_mount_id(root)
+    finally:
+        os.close(root)
+    return f"{inode} {unique}" if unique is not None else f"{inode} {start_of(1):.0f}"
+
+
 def identity(path: str) -> MountIdentity:
     """The identity of the mount that `path` lies on. Raises ``OSError``."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -112,7 +128,7 @@ def identity(path: str) -> MountIdentity:
             os.fstat(fd).st_dev,
             mount_id_of(fd),
             syscalls.unique_mount_id(fd),
-            os.readlink("/proc/self/ns/mnt"),
+            namespace(),
         )
     finally:
         os.close(fd)
