@@ -35,11 +35,22 @@ def images_hold_what_they_should(bed: Bed) -> None:
         assert "org.opencontainers.image.version:" in told, told
     names = "-name pip -o -name pip3 -o -name gcc -o -name cc -o -name ld -o -name objdump -o -name *.whl -o -name ca.pem"
     found = run_in(
-        bed.podman, images.WHOLE, "/", "-xdev", "-type", "f", "(", *names.split(), ")", options=["--entrypoint=find"]
+        bed.podman,
+        images.WHOLE,
+        "/",
+        "-xdev",
+        "-type",
+        "f",
+        "(",
+        *names.split(),
+        ")",
+        options=["--entrypoint=find"],
     )
     assert found.stdout.strip() == "", found.stdout
-    done = run_in(bed.podman, images.WHOLE, "pull", "owner/name", "/dev/shm/x")
-    assert done.returncode == 5, done
+    done = run_in(bed.podman, images.WHOLE, "pull", "owner/name", "/dev/shm/x", "--timeout", "2s")
+    assert done.returncode == 10, done  # there is no network; the libraries are, and write nowhere
+    done = run_in(bed.podman, images.WHOLE, "pull", "hf://owner/name", "/dev/shm/x", "--timeout", "2s")
+    assert done.returncode == 10, done
     done = run_in(bed.podman, images.WARM, "pull", "owner/name", "/dev/shm/x")
     assert done.returncode == 2, done
     assert "hint: the image stager:" in done.stderr, done
@@ -58,9 +69,10 @@ def init_container_warms_and_is_gone(bed: Bed) -> None:
         assert pod.ask("/health") == "ok"
         here, every = pod.ask("/resident")
         assert here == every > SIZE // os.sysconf("SC_PAGESIZE"), (here, every)
-        assert (pod.marker()["state"], pod.marker()["known"]) == ("ready", "exact")
+        assert pod.marker()["state"] == "ready", pod.marker()
+        assert pod.marker()["known"] in ("cachestat", "mincore"), pod.marker()
         probe = ("stager", "ready", "--marker", "/run/stager/ready.json")
-        assert pod.execute("engine", *probe).stdout == "ready\n"
+        assert (told := pod.execute("engine", *probe, check=False)).stdout == "ready\n", told
         assert "\r" not in pod.logs("warm")
     assert bed.resident(model) >= SIZE, "the pages are the node's, not the pod's"
 
@@ -105,8 +117,10 @@ def files_of_another_owner(bed: Bed) -> None:
         assert played.returncode == 0, played.stderr + pod.logs("warm")
         marker = pod.marker()
         assert marker["state"] == "unverified", marker
-        assert marker["known"] in ("unknown", "estimated"), marker
-        assert "100%" not in pod.logs("warm"), pod.logs("warm")
+        assert marker["known"] in ("unknown", "sampled", "timed"), marker
+        assert (marker["resident"] or 0) < marker["total"], marker
+        summary = next(line for line in pod.logs("warm").splitlines() if "resident" in line)
+        assert summary.startswith("unverified: ") and "100" not in summary, summary
         assert pod.ask("/health") == "ok"
 
 
