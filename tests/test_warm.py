@@ -156,6 +156,15 @@ def test_order_can_be_chosen(box: Box, order: str) -> None:
     assert resident(other) == 0
 
 
+def test_files_named_one_by_one_are_wanted_in_that_order(box: Box) -> None:
+    """Several checkpoints in one folder, and room for some: the first ones named, not the first by name."""
+    model = box.model(size=24 * MIB, shards=3)
+    first, second, third = sorted(path for path in files_below(model) if path.endswith(".safetensors"))
+    done = box.warm(third, first, second, "--budget", str(os.path.getsize(third) + os.path.getsize(first)))
+    assert (done.code, done.summary["state"]) == (0, "partial")
+    assert [resident(path) > 0 for path in (first, second, third)] == [True, False, True]
+
+
 # Every result in every mode
 
 

@@ -50,7 +50,8 @@ def recognise(found: Found, selection: Selection, *, refuse: bool = True) -> Rec
         model = _detect(root, below, found)
         known.names += [name for name in model.names if name not in known.names]
         known.weights |= {id(below[position]) for position in model.weights}
-        for position in model.order:
+        # Files that were named one by one are wanted in that order: the checkpoint that is served first comes first.
+        for position in model.order if root in found.listed else range(len(below)):
             known.rank[id(below[position])] = len(known.rank)
         known.defects += model.defects
         if refuse:
