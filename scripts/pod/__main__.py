@@ -26,13 +26,16 @@ def main(argv: list[str]) -> int:
     options.add_argument("--keep", action="store_true")
     asked = options.parse_args(argv)
     scenes = [scene for scene in SCENES if asked.only in scene.__name__]
+    try:
+        require()
+    except Cannot as why:
+        say(f"test-pod: skipped, {why}")
+        return 0
     CACHE.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(dir=CACHE, prefix="room-"))
     room.chmod(0o755)  # stager's containers have a user of their own
-    podman = None
+    podman = Podman(room)
     try:
-        require()
-        podman = Podman(room)
         images.load(podman)
         images.build(podman, online=asked.online)
         bed = Bed(podman, room)
@@ -62,9 +65,8 @@ def _play(scene: Scene, bed: Bed) -> bool:
     return True
 
 
-def _clean(podman: Podman | None, room: Path) -> None:
-    if podman is not None:
-        podman.close()
+def _clean(podman: Podman, room: Path) -> None:
+    podman.close()
     shutil.rmtree(room, ignore_errors=True)
     if room.exists():
         say(f"left behind: {os.path.relpath(room)}")
