@@ -1,0 +1,236 @@
+"""What a benchmark says: each run, each cell of its table, and the whole with the machine; each with a text and a JSON face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from stager.core.events import Event
+from stager.core.units import count, format_duration, format_size, shown
+
+COLD, WARM = "cold", "warm"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How some numbers lie. `stdev` is that of a sample (n - 1); 0 of a single number."""
+
+    mean: float
+    median: float
+    min: float
+    max: float
+    stdev: float
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFile:
+    """One file in one run: its path below the storage, the bytes read of it, and the seconds that took, the median over the loaders."""
+
+    path: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BenchRun(Event):
+    """One timed run. Sizes in bytes, times in seconds.
+
+    `run` is its id, `round` counts from 1. `file` is empty for the whole model, else the only file that was read. `bytes` is what one loader
+    reads. `seconds` is the wall time from the start to the end of the last loader, `loader_seconds` each loader's own (the steps
+    before the loaders, like warming, count in both). `files` is known for the methods that read with loaders of stager's
+    own. `cpu_seconds` is that of all processes the run started. `device_bytes` is what the block device below delivered
+    meanwhile, to anybody; None where there is no such device. `resident_before` and `resident_after` are bytes in the page cache,
+    None where counting them would change them (then `residency_by` is ``unknown``); `residency_by` says how they were counted.
+    A `disturbed` run counts nowhere; `reason` says what disturbed it. `failed` says why it did not end well; it counts nowhere either.
+    `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``.
+    """
+
+    type: ClassVar[str] = "bench_run"
+    result: ClassVar[bool] = False
+    storage: str
+    filesystem: str
+    method: str
+    state: str
+    loaders: int
+    round: int
+    run: str
+    file: str
+    bytes: int
+    seconds: float
+    loader_seconds: tuple[float, ...]
+    files: tuple[BenchFile, ...]
+    cpu_seconds: float
+    device_bytes: int | None
+    resident_before: int | None
+    resident_after: int | None
+    residency_by: str
+    disturbed: bool = False
+    reason: str = ""
+    failed: str = ""
+    timeline: tuple[tuple[float, int, int], ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the run belongs to its cell's numbers."""
+        return not self.disturbed and not self.failed
+
+    def text(self) -> str:
+        """One line."""
+        what = f"{shown(self.storage)}: {self.method}, {self.state}, {count(self.loaders, 'loader')}"
+        if self.file:
+            what += f", {shown(self.file)}"
+        if self.failed:
+            return f"{self.run}  {what}: failed: {self.failed}"
+        rate = f" ({format_size(self.bytes / self.seconds)}/s)" if self.seconds > 0 else ""
+        took = f"{format_duration(self.seconds)}{rate}"
+        return f"{self.run}  {what}: {took}" + (f", thrown away: {self.reason}" if self.disturbed else "")
+
+
+@dataclass(frozen=True)
+class BenchCell(Event):
+    """The runs of one method in one state with so many loaders, together.
+
+    `rounds` counts the runs in the numbers, `disturbed` and `failed` those left out; `runs` has the ids of those in the numbers.
+    `seconds` is over the runs' wall times, `loader_seconds` over every loader of every run. `throughput` is bytes/s that
+    one loader sees: `bytes` by the median of `seconds`. All are None in a cell without a run: `unmeasured` says why.
+    """
+
+    type: ClassVar[str] = "bench_cell"
+    result: ClassVar[bool] = False
+    storage: str
+    filesystem: str
+    method: str
+    state: str
+    loaders: int
+    file: str
+    bytes: int
+    rounds: int
+    disturbed: int
+    failed: int
+    seconds: Spread | None
+    loader_seconds: Spread | None
+    throughput: float | None
+    cpu_seconds: float | None
+    device_bytes: int | None
+    runs: tuple[str, ...]
+    unmeasured: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """What tells one cell from another."""
+        return (self.storage, self.file, self.method, self.state, self.loaders)
+
+    def text(self) -> str:
+        """Nothing: the table says it."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchStorage:
+    """One PATH that was measured. Sizes in bytes.
+
+    `files` and `bytes` are what the runs read, `of_files` and `of_bytes` what there is: with --quick they may differ. `part` is how much of
+    its only file is read where none is small enough, else None. `mount_options` are without secrets. `keeps` says whether
+    pages outlive an open (``keeps``, ``drops``, ``direct-io``, ``unknown``); it and `residency_by` are empty for a store.
+    `target` is the folder that a store's files are fetched into, with its filesystem, else empty.
+    `limits` are the lines that say what cannot be measured there.
+    """
+
+    path: str
+    kind: str  # "mount" or "store"
+    filesystem: str
+    mount_source: str
+    mount_options: str
+    read_ahead_kb: int | None
+    files: int
+    bytes: int
+    of_files: int
+    of_bytes: int
+    part: int | None
+    keeps: str
+    residency_by: str
+    device: str
+    target: str
+    limits: tuple[str, ...] = ()
+
+    @property
+    def sampled(self) -> bool:
+        """Whether less than the whole is read."""
+        return self.part is not None or self.files < self.of_files
+
+
+@dataclass(frozen=True, slots=True)
+class BenchMachine:
+    """The node, as far as a reader of the numbers needs it. `memory` and `available` in bytes; `load` the one-minute average at the start."""
+
+    kernel: str
+    cores: int
+    memory: int
+    available: int
+    page_reclaim: str  # "classic" or "MGLRU"
+    load: float
+    python: str
+    stager: str
+
+
+@dataclass(frozen=True)
+class BenchSummary(Event):
+    """The whole benchmark, without its runs and cells. `rounds` is what was asked for, `quick` whether it was to be short.
+
+    `began` is a UTC time like ``2026-01-31T12:00:00Z``. `methods` and `loaders` are in the order asked for. `runs` counts the runs in the
+    numbers, `disturbed` and `failed` those left out, `unmeasured` the cells without a number. `limits` are the lines that say what no cell of this
+    benchmark can say. `command` is the command line. `report` is the folder of the report, empty without one.
+    `table` is for people: programs have the cells.
+    """
+
+    type: ClassVar[str] = "bench"
+    result: ClassVar[bool] = True
+    machine: BenchMachine
+    storages: tuple[BenchStorage, ...]
+    methods: tuple[str, ...]
+    loaders: tuple[int, ...]
+    rounds: int
+    quick: bool
+    to: str
+    began: str
+    seconds: float
+    runs: int
+    disturbed: int
+    failed: int
+    unmeasured: int
+    limits: tuple[str, ...]
+    command: str
+    report: str = ""
+    table: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """One JSON object, without the table."""
+        body = super().as_json()
+        del body["table"]
+        return body
+
+    def text(self) -> str:
+        """The table, what cannot be said, then one line."""
+        left = [f"{count(self.disturbed, 'run')} thrown away as disturbed"] if self.disturbed else []
+        left += [f"{count(self.failed, 'run')} failed"] if self.failed else []
+        left += [f"{count(self.unmeasured, 'cell')} not measured"] if self.unmeasured else []
+        last = ", ".join([f"{count(self.runs, 'run')} in {format_duration(self.seconds)}", *left])
+        report = [f"report in {shown(self.report)}"] if self.report else []
+        table = [self.table, ""] if self.table else []
+        return "\n".join([*table, *(f"not measured: {line}" for line in self.limits), *report, last])
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResults:
+    """Everything of one benchmark, for a report: every number of `cells` follows from `runs`."""
+
+    summary: BenchSummary
+    runs: tuple[BenchRun, ...]
+    cells: tuple[BenchCell, ...]
+
+    def run(self, run: str) -> BenchRun:
+        """The run with this id. Raises ``KeyError``."""
+        for one in self.runs:
+            if one.run == run:
+                return one
+        raise KeyError(run)
