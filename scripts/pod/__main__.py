@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     try:
         images.load(podman)
         images.build(podman, online=asked.online)
-        bed = Bed(podman, room)
+        place = room / "bed"
+        place.mkdir()
+        bed = Bed(podman, place)
         failed = [scene for scene in scenes if not _play(scene, bed)]
     except Cannot as why:
         say(f"test-pod: skipped, {why}")

@@ -191,9 +191,11 @@ class Bed:
             pod.remove()
 
 
-def run_in(podman: Podman, image: str, *words: str, options: Sequence[str] = ()) -> Done[str]:
-    """`words` in a new container of `image`, without a network and with a read-only root."""
-    limits = ("--rm", "--network=none", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all")
+def run_in(
+    podman: Podman, image: str, *words: str, options: Sequence[str] = (), network: str = "none"
+) -> Done[str]:
+    """`words` in a new container of `image` with a read-only root, and a network only if one is named."""
+    limits = ("--rm", f"--network={network}", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all")
     return podman("run", *limits, *options, image, *words, check=False)
 
 

@@ -8,12 +8,14 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scripts.pod import images
-from scripts.pod.bed import ENGINE, MIB, SIZE, Bed, Pod, run_in, until
+from scripts.pod.bed import ENGINE, MIB, SIZE, USER, Bed, Pod, run_in, until
 from scripts.pod.lift import container_of, shipped
+from tests.osslab.process import OssProcess
 
 Scene = Callable[[Bed], None]
 
@@ -21,6 +23,13 @@ Scene = Callable[[Bed], None]
 def never_started(pod: Pod, container: str) -> bool:
     """Whether `container` was made and not started, or not even made."""
     return pod.state(container).get("StartedAt", "0001").startswith("0001")
+
+
+def assert_same(source: Path, dest: Path) -> None:
+    """The files of both folders are the same, but for what stager keeps there for itself."""
+    words = ["diff", "-r", "-x", ".stager*", str(source), str(dest)]
+    same = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert same.returncode == 0, same.stdout
 
 
 def images_hold_what_they_should(bed: Bed) -> None:
@@ -55,6 +64,27 @@ def images_hold_what_they_should(bed: Bed) -> None:
     assert done.returncode == 2, done
     assert "hint: the image stager:" in done.stderr, done
     assert len(done.stderr.splitlines()) == 2, done
+
+
+def both_images_speak_to_the_store(bed: Bed) -> None:
+    """The look-alike of OSS: the one image pulls a folder there, the other, without Python, fetches it with worker processes, the same to the last byte."""
+    source, dest = bed.model(), bed.room / "from-store"
+    dest.mkdir()
+    os.chown(dest, USER, USER)
+    store = OssProcess()
+    try:
+        there = store.url("model")
+        options = [f"--env={name}={value}" for name, value in store.env().items()]
+        options += [f"--volume={source}:/source:ro", f"--volume={dest}:/dest", "--tmpfs=/tmp:mode=1777"]
+        speak = partial(run_in, bed.podman, options=options, network="host")
+        done = speak(images.WHOLE, "pull", "/source", there)
+        assert done.returncode == 0, done.stderr
+        marker = "--marker=/tmp/ready.json"
+        done = speak(images.WARM, "fetch", there, "/dest", "--processes=2", marker)
+        assert done.returncode == 0, done.stderr
+    finally:
+        store.stop()
+    assert_same(source, dest)
 
 
 def init_container_warms_and_is_gone(bed: Bed) -> None:
@@ -205,10 +235,7 @@ def stopped_fetch_goes_on(bed: Bed) -> None:
         assert here == every
         read = daemon.counters()["served"]
         assert read < SIZE - 16 * MIB, f"{read} bytes were read again"
-    same = subprocess.run(
-        ["diff", "-r", "-x", ".stager*", str(source), str(dest)], capture_output=True, text=True, check=False
-    )
-    assert same.returncode == 0, same.stdout
+    assert_same(source, dest)
 
 
 def _baked(bed: Bed, base: str, name: str) -> str:
@@ -263,6 +290,7 @@ def no_python_in_the_container(bed: Bed) -> None:
     """The bundle in a container of a C library and busybox: it warms, fetches with worker processes, and becomes the server."""
     image = _baked(bed, images.GLIBC, "bare")
     found = run_in(bed.podman, image, "find", "/", "-xdev", "-iname", "*python*")
+    assert found.returncode == 0, found
     assert found.stdout == "", found.stdout
     server = _run_command("busybox", "httpd", "-f", "-p", "8000", "-h", "/models")
     with bed.pod("vllm-run", "bare", image=image, command=server) as pod:
@@ -281,6 +309,7 @@ def no_python_in_the_container(bed: Bed) -> None:
 
 SCENES: tuple[Scene, ...] = (
     images_hold_what_they_should,
+    both_images_speak_to_the_store,
     init_container_warms_and_is_gone,
     mount_that_drops_pages,
     limit_below_the_model,
