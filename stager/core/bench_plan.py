@@ -1,0 +1,139 @@
+"""What a benchmark runs, in which order, and of which files: pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stager.core.errors import UsageError
+
+NAMES, OFFSETS, READ = "mmap-names", "mmap-offsets", "read"
+RECIPE, VMTOUCH, WARMING, WARM_MMAP = "recipe", "vmtouch", "warm", "warm+mmap"
+FETCH, FETCH_MMAP = "fetch", "fetch+mmap"
+SAFETENSORS = "safetensors"
+
+MOUNT_METHODS = (READ, OFFSETS, NAMES, RECIPE, VMTOUCH, WARMING, WARM_MMAP, SAFETENSORS)
+STORE_METHODS = (FETCH, FETCH_MMAP)
+METHODS = (*MOUNT_METHODS, *STORE_METHODS)
+LOADED = (READ, OFFSETS, NAMES, WARM_MMAP, FETCH_MMAP, SAFETENSORS)
+"""The methods with loaders, of which there can be several at once; the others are one command."""
+ALONE = (READ, OFFSETS)
+"""The methods that are also run file by file with --per-file."""
+
+QUICK_S = 108.0
+"""When a quick benchmark starts nothing more, in seconds: the rest of two minutes is for its end."""
+_QUICK_WORK_S = 75.0  # what its runs may take if the probe was right
+_OVERHEAD_S = 0.6  # of a run beside its reading: processes that start, pages that are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One method with so many loaders on one storage (its index); of the only file `file`, or of the whole."""
+
+    storage: int
+    method: str
+    loaders: int
+    file: str = ""
+
+
+def methods_for(wanted: Sequence[str], *, store: bool, to: str) -> tuple[str, ...]:
+    """Those of `wanted` (empty: all) that mean something for a store, or for a mount; safetensors' own loader only with `to`."""
+    there = STORE_METHODS if store else MOUNT_METHODS
+    chosen = [name for name in wanted if name in there] if wanted else list(there)
+    return tuple(name for name in chosen if name != SAFETENSORS or to)
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """The methods in a comma-separated list, each once. Raises `UsageError` for a name that is none."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"`{name}` is not a method", hint=f"choose from {', '.join(METHODS)}")
+    return names
+
+
+def parse_loaders(text: str) -> tuple[int, ...]:
+    """The numbers in a comma-separated list, ascending, each once. Raises `UsageError` unless they lie in 1..256."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= 256 for word in words):
+        raise UsageError(f"`{text}` is not a list of numbers of loaders", hint="write it like 1,4,8,16")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def trials_of(
+    storage: int, methods: Sequence[str], loaders: Sequence[int], files: Sequence[str] = ()
+) -> list[Trial]:
+    """Every trial of one storage: methods that are one command once, and `files` one by one where that is asked for."""
+    found = [
+        Trial(storage, method, number)
+        for method in methods
+        for number in (loaders if method in LOADED else (1,))
+    ]
+    return found + [
+        Trial(storage, method, 1, file) for method in methods if method in ALONE for file in files
+    ]
+
+
+def in_round(trials: Sequence[Trial], number: int) -> list[Trial]:
+    """The trials in the order of round `number` (from 0).
+
+    Every second round runs backwards (ABBA), so that what slowly changes on the node falls on all of them alike; each pair of
+    rounds begins a third further on.
+    """
+    if not trials:
+        return []
+    start = (number // 2) * max(1, len(trials) // 3) % len(trials)
+    turned = [*trials[start:], *trials[:start]]
+    return turned[::-1] if number % 2 else turned
+
+
+def quick_bytes(trials: Sequence[Trial], read_rate: float, mmap_rate: float, rounds: int) -> int:
+    """How many bytes of a storage fit a quick benchmark of `trials`, with the rates (bytes/s) that a short probe found."""
+    per_byte = 0.0
+    for trial in trials:
+        slow = trial.method in (OFFSETS, NAMES, SAFETENSORS)
+        per_byte += 1.4 / max(
+            1.0, mmap_rate if slow else read_rate
+        )  # 0.4 for the second load, and for the unforeseen
+    work = _QUICK_WORK_S - rounds * _OVERHEAD_S * 2 * len(trials)
+    return int(max(work, 5.0) / rounds / per_byte) if per_byte else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which files a benchmark reads, as indexes; `part`: only so many bytes of the only one, None: each whole."""
+
+    chosen: tuple[int, ...]
+    part: int | None = None
+
+
+def sample(sizes: Sequence[int], budget: int | None) -> Sample:
+    """The largest files that together have at most `budget` bytes (None: all files), else the beginning of the largest."""
+    if budget is None or sum(sizes) <= budget:
+        return Sample(tuple(range(len(sizes))))
+    chosen, left = [], budget
+    for index in sorted(range(len(sizes)), key=lambda at: (-sizes[at], at)):
+        if 0 < sizes[index] <= left:
+            chosen.append(index)
+            left -= sizes[index]
+    largest = max(range(len(sizes)), key=lambda at: (sizes[at], -at))
+    # Configuration files alone would say nothing about the storage.
+    if 2 * sum(sizes[index] for index in chosen) < min(budget, sizes[largest]):
+        return Sample((largest,), max(1, budget))
+    return Sample(tuple(sorted(chosen)))
+
+
+def spans_in_order(
+    tensors: Sequence[tuple[str, int, int]], by: str, size: int, part: int | None
+) -> list[tuple[int, int]]:
+    """The (start, end) of a file's tensors in the order in which the method `by` touches them, within its first `part` bytes.
+
+    `tensors` are (name, start, end). A file without tensors that are known (`size` bytes) is touched from its beginning to its end.
+    """
+    end = size if part is None else min(size, part)
+    if not tensors:
+        return [(0, end)] if end else []
+    ordered = sorted(tensors) if by == NAMES else sorted(tensors, key=lambda one: one[1:])
+    head = min(start for _, start, _ in tensors)
+    found = [(0, head), *((start, stop) for _, start, stop in ordered)]
+    return [(start, min(stop, end)) for start, stop in found if start < min(stop, end)]

@@ -1,0 +1,80 @@
+"""From the runs of a benchmark to the cells of its table. Disturbed and failed runs are counted, and count for nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median, stdev
+
+from stager.core.bench_reports import BenchCell, BenchRun, Spread
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """How `values` lie. Raises ``ValueError`` for none."""
+    if not values:
+        raise ValueError("no values")
+    low, high = min(values), max(values)
+    # The sum of equal floats divided by their number can lie a hair outside of them.
+    mean = min(high, max(low, fmean(values)))
+    return Spread(mean, median(values), low, high, stdev(values) if len(values) > 1 else 0.0)
+
+
+def make_cell(
+    storage: str,
+    filesystem: str,
+    method: str,
+    state: str,
+    loaders: int,
+    *,
+    file: str,
+    runs: Sequence[BenchRun],
+    unmeasured: str = "",
+) -> BenchCell:
+    """The cell of `runs`, which are all of one kind. Where none of them counts, `unmeasured` says why, else the runs themselves do."""
+    good = [run for run in runs if run.counts]
+    seconds = spread([run.seconds for run in good]) if good else None
+    each = [one for run in good for one in run.loader_seconds]
+    size = good[0].bytes if good else next((run.bytes for run in runs), 0)
+    counted = [run.device_bytes for run in good if run.device_bytes is not None]
+    fast = seconds is not None and seconds.median > 0
+    return BenchCell(
+        storage=storage,
+        filesystem=filesystem,
+        method=method,
+        state=state,
+        loaders=loaders,
+        file=file,
+        bytes=size,
+        rounds=len(good),
+        disturbed=sum(run.disturbed for run in runs),
+        failed=sum(bool(run.failed) for run in runs),
+        seconds=seconds,
+        loader_seconds=spread(each) if each else None,
+        throughput=size / seconds.median if seconds is not None and fast else None,
+        cpu_seconds=median(run.cpu_seconds for run in good) if good else None,
+        device_bytes=int(median(counted)) if counted else None,
+        runs=tuple(run.run for run in good),
+        unmeasured="" if good else unmeasured or _why_none(runs),
+    )
+
+
+def _why_none(runs: Sequence[BenchRun]) -> str:
+    failed = next((run.failed for run in runs if run.failed), "")
+    disturbed = next((run.reason for run in runs if run.disturbed), "")
+    return failed or (f"every run was disturbed: {disturbed}" if disturbed else "no run was made")
+
+
+def runs_of(
+    runs: Iterable[BenchRun], storage: str, method: str, state: str, loaders: int, file: str
+) -> list[BenchRun]:
+    """Those of `runs` that belong to one cell, in their order."""
+    key = (storage, method, state, loaders, file)
+    return [run for run in runs if (run.storage, run.method, run.state, run.loaders, run.file) == key]
+
+
+def times_as_fast(cell: BenchCell, than: BenchCell | None) -> float | None:
+    """How many times less the median of `cell` is than that of `than`; None where either has no number."""
+    if than is None or cell.seconds is None or than.seconds is None or cell.seconds.median <= 0:
+        return None
+    found = than.seconds.median / cell.seconds.median
+    return found if math.isfinite(found) else None

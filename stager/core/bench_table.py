@@ -1,0 +1,108 @@
+"""The table that a benchmark prints: by storage, method and state, a column for each number of loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stager.core.bench_plan import READ
+from stager.core.bench_reports import COLD, BenchCell, BenchStorage
+from stager.core.bench_stats import times_as_fast
+from stager.core.units import count, format_duration, format_size, shown
+
+_LOAD = {COLD: "cold"}
+
+
+def seconds_text(seconds: float) -> str:
+    """`seconds` with three significant places: ``0.012s``, ``1.24s``, ``38.1s``, ``4m10s``."""
+    if seconds < 0.1:
+        return f"{seconds:.3f}s"
+    if seconds < 9.995:
+        return f"{seconds:.2f}s"
+    return f"{seconds:.1f}s" if seconds < 99.95 else format_duration(seconds)
+
+
+def table(storages: Sequence[BenchStorage], cells: Sequence[BenchCell]) -> str:
+    """One block for each storage."""
+    return "\n\n".join(
+        _block(one, [cell for cell in cells if cell.storage == one.path])
+        for one in storages
+        if any(cell.storage == one.path for cell in cells)
+    )
+
+
+def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
+    loaders = sorted({cell.loaders for cell in cells})
+    lines = [_head(storage)]
+    rows = [["method", "load", *(count(number, "loader") for number in loaders), "bytes/s", "CPU"]]
+    rows += [
+        _row(cells, file, method, state, loaders)
+        for file, method, state in dict.fromkeys((cell.file, cell.method, cell.state) for cell in cells)
+    ]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        texts = [
+            f"{text:<{width}}" if at < 2 else f"{text:>{width}}"
+            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(texts).rstrip())
+    if any(cell.method == READ and cell.state == COLD and cell.seconds for cell in cells):
+        lines.append(
+            "  Nx: times as fast as a cold `read` with as many loaders. bytes/s, CPU: of the first column that has a number."
+        )
+    lines += [f"  not measured: {line}" for line in _reasons(storage, cells)]
+    return "\n".join(lines)
+
+
+def _head(storage: BenchStorage) -> str:
+    whole = f"{count(storage.of_files, 'file')}, {format_size(storage.of_bytes)}"
+    parts = [storage.filesystem, whole]
+    if storage.part is not None:
+        parts.append(f"the first {format_size(storage.part)} of the largest read")
+    elif storage.sampled:
+        parts.append(f"{storage.files} of them, {format_size(storage.bytes)}, read")
+    if storage.residency_by:
+        parts.append(f"pages counted by {storage.residency_by}")
+    if storage.target:
+        parts.append(f"fetched into {shown(storage.target)}")
+    return f"{shown(storage.path)}: {', '.join(parts)}"
+
+
+def _row(cells: list[BenchCell], file: str, method: str, state: str, loaders: list[int]) -> list[str]:
+    mine = {
+        cell.loaders: cell for cell in cells if (cell.file, cell.method, cell.state) == (file, method, state)
+    }
+    first = next((mine[number] for number in loaders if number in mine and mine[number].seconds), None)
+    label = f"{method} {shown(file)}" if file else method
+    load = _LOAD.get(state, "second")
+    rate = f"{format_size(first.throughput)}/s" if first is not None and first.throughput else ""
+    cpu = f"{first.cpu_seconds:.2f}s" if first is not None and first.cpu_seconds is not None else ""
+    return [label, load, *(_figure(cells, mine.get(number)) for number in loaders), rate, cpu]
+
+
+def _figure(cells: list[BenchCell], cell: BenchCell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.seconds is None:
+        return "unknown"
+    base = (cell.storage, cell.file, READ, COLD, cell.loaders)
+    times = times_as_fast(cell, next((one for one in cells if one.key == base), None))
+    return f"{seconds_text(cell.seconds.median)} {_times(times):>5}"
+
+
+def _times(times: float | None) -> str:
+    if times is None:
+        return ""
+    return f"{times:.1f}x" if times < 99.5 else f"{times:.0f}x"
+
+
+def _reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
+    """Why cells are empty, each reason once with the methods it is about."""
+    about: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.unmeasured:
+            what = f"{cell.method} {_LOAD.get(cell.state, 'second')}"
+            about.setdefault(cell.unmeasured, [])
+            if what not in about[cell.unmeasured]:
+                about[cell.unmeasured].append(what)
+    named = [f"{', '.join(what)}: {why}" for why, what in about.items()]
+    return [*storage.limits, *named]
