@@ -1,10 +1,8 @@
 """What the engines need: Python environments of their own, and models of random weights; both made once and kept."""
 
 import hashlib
-import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -111,12 +109,6 @@ def heat(folder):
             while count := len(file.read(4 << 20)):
                 total += count
     return total
-
-
-def version(python, package):
-    """The version of `package` there."""
-    code = f"import importlib.metadata as m, json; print(json.dumps(m.version({package!r})))"
-    return json.loads(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout)
 
 
 def weights(folder):

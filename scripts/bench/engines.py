@@ -31,7 +31,7 @@ from bench.engine_runs import HELD, RECIPE, STAGER, WAYS  # noqa: E402
 from stager.core.errors import StagerError  # noqa: E402
 from stager.core.units import parse_size  # noqa: E402
 
-SIZE, BARE_SIZE, QUICK_SIZE = 1_500_000_000, 600_000_000, 24_000_000
+SIZE, BARE_SIZE, QUICK_SIZE = 1_500_000_000, 300_000_000, 24_000_000
 PARTS = 4
 EVEN = 1.05  # a ratio below this is called no faster
 
@@ -236,7 +236,12 @@ def main():
         except Stop as stop:
             say(f"error: {stop}")
             missed.append(f"ERROR: {name} was not measured: {str(stop).splitlines()[0]}")
-    facts = [*machine.facts(given.dir), ("rounds", str(given.rounds))]
+    holds = {one for row in rows for one in row.engine.holds}
+    facts = [
+        *machine.facts(given.dir),
+        ("engines", ", ".join(sorted(holds)).replace("==", " ")),
+        ("rounds", str(given.rounds)),
+    ]
     print("\n".join(f"* {label}: {text}" for label, text in facts))
     print(f"\n{markdown([row for row in rows if row.ways == WAYS])}\n")
     told = list(notes(given, rows, missed))
