@@ -109,6 +109,8 @@ def _wheelhouse() -> Path:
     digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:12]
     place = CACHE / f"wheelhouse-{digest}"
     if not place.exists():
+        for old in CACHE.glob("wheelhouse-*"):
+            shutil.rmtree(old)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="making-") as name:
             _run(sys.executable, str(REPO / "scripts" / "lock"), "--wheelhouse", f"{name}/done")
             Path(name, "done").rename(place)

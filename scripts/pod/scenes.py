@@ -75,7 +75,11 @@ def both_images_speak_to_the_store(bed: Bed) -> None:
     try:
         there = store.url("model")
         options = [f"--env={name}={value}" for name, value in store.env().items()]
-        options += [f"--volume={source}:/source:ro", f"--volume={dest}:/dest", "--tmpfs=/run/stager:mode=1777"]
+        options += [
+            f"--volume={source}:/source:ro",
+            f"--volume={dest}:/dest",
+            "--tmpfs=/run/stager:mode=1777",
+        ]
         speak = partial(run_in, bed.podman, options=options, network="host")
         done = speak(images.WHOLE, "pull", "/source", there)
         assert done.returncode == 0, done.stderr
