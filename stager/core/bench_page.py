@@ -1,0 +1,193 @@
+"""The report of a benchmark as strings: an HTML page that needs nothing else, its Markdown twin, and the JSON lines behind both."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+
+from stager.core import bench_page_facts as facts
+from stager.core import bench_page_figures as figures
+from stager.core import bench_page_tables as tables
+from stager.core.bench_page_method import method
+from stager.core.bench_page_parts import (
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Mono,
+    Prose,
+    Table,
+    blocks_as_html,
+    blocks_as_markdown,
+    escaped_lines,
+)
+from stager.core.bench_page_style import STYLE
+from stager.core.bench_page_tables import LOADS, Results
+from stager.core.bench_reports import COLD, BenchResults, BenchStorage
+from stager.core.bench_svg import escaped
+from stager.core.units import count, format_duration
+
+LINES = "results.jsonl"
+TITLE = "How fast the model loads"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def json_lines(results: BenchResults) -> list[tuple[str, str]]:
+    """(name, JSON) of every run, every cell and the whole, in this order; the names are those of the page's anchors."""
+    named = [(f"run-{run.run}", run.as_json()) for run in results.runs]
+    named += [(f"cell-{at}", cell.as_json()) for at, cell in enumerate(results.cells, start=1)]
+    named.append(("bench", results.summary.as_json()))
+    return [(name, json.dumps(body)) for name, body in named]
+
+
+def markdown(results: BenchResults) -> str:
+    """The report in Markdown: the same words and tables, captions in place of the charts."""
+    body = [block for block in _blocks(Results(results)) if not isinstance(block, Figure)]
+    lines: list[Block] = [
+        Heading(2, "The JSON lines"),
+        (
+            "Every run, every cell and the whole are in ",
+            Mono(LINES),
+            " beside this file; a run's id is its ",
+            Mono("run"),
+            ".",
+        ),
+    ]
+    return f"# {TITLE}\n\n{blocks_as_markdown([*body, *lines])}"
+
+
+def html(results: BenchResults) -> str:
+    """The report as one HTML page: no script, and nothing that is loaded from anywhere."""
+    lines = json_lines(results)
+    raw = "".join(f"{line}\n" for _, line in lines)
+    data = b64encode(raw.encode()).decode()
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{escaped(_POLICY)}">'
+        f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,"><title>{TITLE}</title>'
+    )
+    listed = "\n".join(f'<span id="{escaped(name)}">{escaped_lines([line])}</span>' for name, line in lines)
+    evidence = (
+        '<h2>The JSON lines</h2><p>Every run, every cell and the whole, as they lie in <a download="results.jsonl" '
+        f'href="data:application/x-ndjson;base64,{data}">{LINES}</a> beside this page; the link holds a copy.</p>'
+        f'<details><summary>{len(lines)} lines</summary><pre class="lines">{listed}</pre></details>'
+    )
+    body = f"<main><h1>{TITLE}</h1>\n{blocks_as_html(_blocks(Results(results)))}\n{evidence}</main>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>{body}</body></html>\n'
+
+
+def _blocks(results: Results) -> list[Block]:
+    return [
+        *_opening(results),
+        *_loads(results),
+        *_crowds(results),
+        *_over_time(results),
+        *_files(results),
+        *_not_measured(results),
+        *method(results),
+        Heading(2, "The machine and the storages"),
+        facts.machine(results),
+        facts.storages(results),
+    ]
+
+
+def _opening(results: Results) -> list[Block]:
+    summary = results.summary
+    several = f"{count(len(summary.storages), 'storage')}, {count(summary.runs, 'run')}"
+    took = f"begun {summary.began}, ended after {format_duration(summary.seconds)}"
+    left = [
+        f"{count(number, 'run')} {why}"
+        for number, why in ((summary.disturbed, "thrown away as disturbed"), (summary.failed, "failed"))
+        if number
+    ]
+    blocks: list[Block] = [
+        f"{'; '.join([several, *left])}; {took}. Every number says the runs it comes from, and each run is a JSON line at the end."
+    ]
+    if summary.quick or any(storage.sampled for storage in summary.storages):
+        blocks.append(
+            "This was a quick benchmark of a part of the files; how much is said with the storages at the end."
+        )
+    return [*blocks, tables.in_short(results)]
+
+
+def _places(results: Results) -> list[tuple[int, BenchStorage]]:
+    return list(enumerate(results.storages, start=1))
+
+
+def _named(storage: BenchStorage) -> Prose:
+    return (Mono(storage.path), f" ({storage.filesystem})")
+
+
+def _loads(results: Results) -> list[Block]:
+    blocks: list[Block] = [Heading(2, f"By storage and method, {count(results.least, 'loader')}")]
+    for at, storage in _places(results):
+        blocks += [
+            Heading(3, _named(storage)),
+            figures.loads(results, storage.path, f"loads-{at}-chart"),
+            tables.loads(results, storage.path, f"loads-{at}"),
+        ]
+    return blocks
+
+
+def _crowds(results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    for at, storage in _places(results):
+        found = figures.crowds(results, storage.path, f"loaders-{at}-chart")
+        if found:
+            blocks += [
+                Heading(3, _named(storage)),
+                *found,
+                tables.crowd(results, storage.path, f"loaders-{at}"),
+            ]
+    return [Heading(2, "Several loaders at once"), *blocks] if blocks else []
+
+
+def _over_time(results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    for at, storage in _places(results):
+        run = results.over_time(storage.path)
+        if run is not None:
+            blocks += [
+                Heading(3, _named(storage)),
+                figures.over_time(run, f"time-{at}-chart"),
+                tables.over_time(run, f"time-{at}"),
+            ]
+    return [Heading(2, "One run over time"), *blocks] if blocks else []
+
+
+def _files(results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    for at, storage in _places(results):
+        within = tables.files_within(results, storage.path, f"within-{at}")
+        single = tables.single_files(results, storage.path, f"files-{at}")
+        if within.rows:
+            most = f" (the {tables.MOST_FILES} largest)" if len(within.rows) == tables.MOST_FILES else ""
+            blocks += [
+                Heading(3, _named(storage)),
+                f"Within the cold runs of `read`{most}:".replace("`", ""),
+                within,
+            ]
+        if single.rows:
+            blocks += [*([] if within.rows else [Heading(3, _named(storage))]), "Each by itself:", single]
+    return [Heading(2, "File by file"), *blocks] if blocks else []
+
+
+def _not_measured(results: Results) -> list[Block]:
+    items: list[Prose] = list(results.summary.limits)
+    for storage in results.storages:
+        items += [(Mono(storage.path), f": {line}") for line in storage.limits]
+    why: dict[tuple[str, str], list[str]] = {}
+    for cell in results.cells:
+        if cell.seconds is None:
+            what = (
+                f"{cell.method} {cell.file}".rstrip()
+                + f", {LOADS[cell.state == COLD]}, {count(cell.loaders, 'loader')}"
+            )
+            why.setdefault((cell.storage, cell.unmeasured), []).append(what)
+    items += [(Mono(storage), f": {reason}: {'; '.join(cells)}") for (storage, reason), cells in why.items()]
+    blocks: list[Block] = [Heading(2, "What was not measured")]
+    blocks.append(Bullets(tuple(items)) if items else "Nothing that was asked for was left out.")
+    left: Table = facts.runs_left_out(results)
+    if left.rows:
+        blocks += ["These runs are in no number:", left]
+    return blocks

@@ -1,0 +1,72 @@
+"""The tables of a benchmark's report that have no measured number: the machine, the storages, the runs left out."""
+
+from __future__ import annotations
+
+from stager.core.bench_page_parts import Entry, Mono, Runs, Table
+from stager.core.bench_page_tables import LOADS, Results
+from stager.core.bench_reports import COLD, BenchStorage
+from stager.core.units import format_size
+
+
+def runs_left_out(results: Results) -> Table:
+    """The runs that count nowhere, and why."""
+    rows = tuple(
+        (
+            Runs((run.run,)),
+            Entry(Mono(run.storage)),
+            Entry(Mono(f"{run.method} {run.file}" if run.file else run.method)),
+            Entry(LOADS[run.state == COLD]),
+            Entry(str(run.loaders)),
+            Entry(str(run.round)),
+            Entry(f"failed: {run.failed}" if run.failed else f"disturbed: {run.reason}"),
+        )
+        for run in results.all_runs
+        if not run.counts
+    )
+    return Table("left-out", ("run", "storage", "method", "load", "loaders", "round", "why"), rows, 7)
+
+
+def machine(results: Results) -> Table:
+    """The node."""
+    node = results.summary.machine
+    facts = {
+        "kernel": node.kernel,
+        "cores": str(node.cores),
+        "memory": f"{format_size(node.memory)}, {format_size(node.available)} of it available at the start",
+        "page reclaim": node.page_reclaim,
+        "load average at the start": f"{node.load:.2f}",
+        "Python": node.python,
+        "stager": node.stager,
+    }
+    rows = tuple((Entry(name), Entry(fact)) for name, fact in facts.items())
+    return Table("machine", ("what", "this machine"), rows, 2)
+
+
+def storages(results: Results) -> Table:
+    """What is known of each storage."""
+    columns = tuple(_facts(storage) for storage in results.storages)
+    names = list(columns[0]) if columns else []
+    rows = tuple(
+        (Entry(name), *(Entry(Mono(facts[name]) if facts[name] else "") for facts in columns))
+        for name in names
+    )
+    heads = tuple(f"storage {at}" for at in range(1, len(columns) + 1))
+    return Table("storages", ("what", *heads), rows, 1 + len(columns))
+
+
+def _facts(storage: BenchStorage) -> dict[str, str]:
+    part = f", {format_size(storage.part)} of the only file" if storage.part is not None else ""
+    return {
+        "path": storage.path,
+        "kind": storage.kind,
+        "filesystem": storage.filesystem,
+        "mounted from": storage.mount_source,
+        "mount options": storage.mount_options,
+        "read-ahead": "" if storage.read_ahead_kb is None else f"{storage.read_ahead_kb} KiB",
+        "read in each run": f"{storage.files} files, {format_size(storage.bytes)}{part}",
+        "of what is there": f"{storage.of_files} files, {format_size(storage.of_bytes)}",
+        "pages after an open": storage.keeps,
+        "residency by": storage.residency_by,
+        "block device": storage.device,
+        "fetched into": storage.target,
+    }

@@ -1,0 +1,148 @@
+"""The figures of a benchmark's report: which cells and runs each chart shows, and what is written under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from stager.core import bench_charts
+from stager.core.bench_charts import Row
+from stager.core.bench_page_parts import Figure
+from stager.core.bench_page_tables import LOADS, Results, moments
+from stager.core.bench_reports import COLD, WARM, BenchCell, BenchRun
+from stager.core.bench_svg import seconds_text
+from stager.core.units import count, format_size, shown
+
+_APART = 15  # times: slower storages than this would leave the others' bars without a visible length
+
+
+def loads(results: Results, storage: str, name: str) -> Figure:
+    """Bars of every method with the fewest loaders; the same scale for all storages, unless one is far slower than another."""
+    rows = [
+        _bar(results, cell, first=first)
+        for cell, first in _grouped(
+            [cell for cell in results.whole(storage) if cell.loaders == results.least],
+            lambda cell: cell.method,
+        )
+    ]
+    top, own = _scale(results, storage)
+    scale = "Each storage has a scale of its own." if own else "The scale is the same for all storages."
+    caption = (
+        f"Seconds until every byte was read, with {count(results.least, 'loader')}: the bar is the median of the rounds, the whiskers are the fastest "
+        f"and the slowest. {scale if len(results.storages) > 1 else ''}"
+    )
+    return Figure(
+        name,
+        caption.rstrip(),
+        lambda width, id_: bench_charts.bars(
+            rows,
+            width=width,
+            name=id_,
+            axis="median of the rounds",
+            label=f"loading times of {shown(storage)} by method",
+            top=top,
+        ),
+    )
+
+
+def _scale(results: Results, storage: str) -> tuple[float, bool]:
+    """(the top of the axis in seconds, whether this storage has one of its own)."""
+    tops = {one.path: _longest(results, one.path) for one in results.storages}
+    known = [top for top in tops.values() if top > 0]
+    own = bool(known) and max(known) > _APART * min(known)
+    return (tops.get(storage, 0.0) if own or not known else max(known)), own
+
+
+def _longest(results: Results, storage: str) -> float:
+    return max(
+        (c.seconds.max for c in results.whole(storage) if c.loaders == results.least and c.seconds),
+        default=0.0,
+    )
+
+
+def _grouped(cells: Sequence[BenchCell], by: Callable[[BenchCell], str]) -> list[tuple[BenchCell, bool]]:
+    """Each cell, and whether it is the first of its group."""
+    return [(cell, not at or by(cell) != by(cells[at - 1])) for at, cell in enumerate(cells)]
+
+
+def _bar(results: Results, cell: BenchCell, *, first: bool) -> Row:
+    load = LOADS[cell.state == COLD]
+    values = tuple(results.by_id[run].seconds for run in cell.runs)
+    if not values:
+        why = f"{load}: not measured: {cell.unmeasured}"
+        return Row(cell.method if first else "", (), why, why, second=cell.state != COLD, first=first)
+    rate = f", {format_size(cell.throughput)}/s" if cell.throughput is not None else ""
+    title = f"{cell.method}, {load}: {_figures(values)}{rate}; {_named(cell.runs)}"
+    return Row(
+        cell.method if first else "",
+        values,
+        bench_charts.says(values),
+        title,
+        second=cell.state != COLD,
+        link=f"run-{cell.runs[0]}",
+        first=first,
+    )
+
+
+def _figures(values: Sequence[float]) -> str:
+    low, middle, high = min(values), median(values), max(values)
+    return f"median {seconds_text(middle)}, {seconds_text(low)} to {seconds_text(high)}"
+
+
+def _named(runs: Sequence[str]) -> str:
+    return f"{'run' if len(runs) == 1 else 'runs'} {' '.join(runs)}"
+
+
+def crowds(results: Results, storage: str, name: str) -> list[Figure]:
+    """For cold and second loads: every loader's own time, by method and number of loaders. None where only one number was measured."""
+    figures = []
+    for state in (COLD, WARM):
+        cells = [cell for cell in results.whole(storage) if cell.state == state]
+        several = {cell.method for cell in cells if cell.loaders != results.least}
+        chosen = [cell for cell in cells if cell.method in several]
+        if any(cell.runs for cell in chosen):
+            figures.append(_crowd(results, storage, chosen, f"{name}-{state}"))
+    return figures
+
+
+def _crowd(results: Results, storage: str, cells: list[BenchCell], name: str) -> Figure:
+    rows = [_strip(results, cell, first=first) for cell, first in _grouped(cells, lambda cell: cell.method)]
+    cold = cells[0].state == COLD
+    caption = (
+        f"{'Cold loads' if cold else 'Second loads'} by several loaders at once: a dot is one loader of one round, the box holds the middle half of them, "
+        "the line is the median."
+    )
+    return Figure(
+        name,
+        caption,
+        lambda width, id_: bench_charts.strips(
+            rows,
+            width=width,
+            name=id_,
+            axis="each loader's time",
+            label=f"each loader's time on {shown(storage)}, {'cold' if cold else 'second load'}",
+        ),
+    )
+
+
+def _strip(results: Results, cell: BenchCell, *, first: bool) -> Row:
+    label = f"{cell.method} by {cell.loaders}" if first else f"by {cell.loaders}"
+    second = cell.state != COLD
+    values = tuple(each for run in cell.runs for each in results.by_id[run].loader_seconds)
+    if not values:
+        why = f"not measured: {cell.unmeasured}"
+        return Row(label, (), why, why, second=second, first=first)
+    title = f"{cell.method}, {count(cell.loaders, 'loader')}, {LOADS[not second]}: {_figures(values)}; {_named(cell.runs)}"
+    link = f"run-{cell.runs[0]}"
+    return Row(label, values, bench_charts.says(values), title, second=second, link=link, first=first)
+
+
+def over_time(run: BenchRun, name: str) -> Figure:
+    """One run over time: throughput above, lanes below."""
+    points = moments(run)
+    caption = (
+        f"Run {run.run}, {run.method} from cold on {shown(run.storage)}: above what came between each two reports of progress, below the lanes (P) "
+        "that the controller had open."
+    )
+    label = f"throughput and lanes of run {run.run} over time"
+    return Figure(name, caption, lambda width, _: bench_charts.timeline(points, width=width, label=label))

@@ -1,0 +1,138 @@
+"""How a benchmark was made, told so that a reader can repeat every number by hand."""
+
+from __future__ import annotations
+
+import shlex
+
+from stager.core.bench_page_parts import Block, Bullets, Code, Heading, Mono, Prose
+from stager.core.bench_page_tables import Results
+from stager.core.bench_plan import (
+    FETCH,
+    FETCH_MMAP,
+    NAMES,
+    OFFSETS,
+    READ,
+    RECIPE,
+    SAFETENSORS,
+    VMTOUCH,
+    WARM_MMAP,
+    WARMING,
+)
+from stager.core.units import shown
+
+_WHAT: dict[str, Prose] = {
+    READ: "every file from its beginning to its end, one after the other, by read(2) into one buffer of 4 MiB that is used again.",
+    OFFSETS: "every file is mapped, its safetensors header parsed, and one byte of every page of every tensor touched, tensors in the order in which they lie. "
+    "Files without such a header are touched from the beginning to the end.",
+    NAMES: "the same with the tensors in the order of their names, as an engine that asks for them by name does.",
+    RECIPE: "the command line below: sixteen processes, each file read twice.",
+    VMTOUCH: ("the command ", Mono("vmtouch -t"), "."),
+    WARMING: ("the command ", Mono("stager warm"), ": it reads, and proves that every page is resident."),
+    WARM_MMAP: (Mono("stager warm"), ", then a load like ", Mono(OFFSETS), "; the time is that of both."),
+    SAFETENSORS: ("safetensors' own loader, with ", Mono("--to"), "."),
+    FETCH: ("the command ", Mono("stager fetch"), " into an empty folder."),
+    FETCH_MMAP: (
+        Mono("stager fetch"),
+        ", then a load of what came like ",
+        Mono(OFFSETS),
+        "; the time is that of both.",
+    ),
+}
+_RULES: tuple[Prose, ...] = (
+    (
+        "Every run is made of fresh processes. The clock runs from the moment when all of them have started and are told to begin until the last "
+        "has ended."
+    ),
+    (
+        "A cold run begins with nothing of the files in the page cache, a second load with all of it. Both are proven before the run by asking the "
+        "kernel about every page; where the kernel does not answer, the cell is not measured."
+    ),
+    (
+        "A run after which pages that it had read are gone was disturbed by somebody: it is thrown away, counted, and made again, at most as often "
+        "as there are rounds."
+    ),
+    "Several loaders are processes that load the same model at the same time on one node. They share its page cache.",
+    (
+        "CPU is the time of all processes of a run, user and system. Bytes from the device are what the block device delivered meanwhile, to anybody; "
+        "? where there is no block device."
+    ),
+    (
+        "Throughput is the bytes that one loader reads by the median of the seconds. st. dev. is that of a sample (n - 1), 0 of a single value. "
+        "Quartiles are interpolated between the two nearest values. Against read: the median of a cold read of the same bytes by as many loaders, "
+        "divided by this median."
+    ),
+)
+_ROUNDS = "Each cell has {} rounds. Every second round goes through the methods backwards, so that what changes slowly falls on all of them alike."
+
+
+def method(results: Results) -> list[Block]:
+    """The section on the method."""
+    summary = results.summary
+    mounts = [storage.path for storage in summary.storages if storage.kind == "mount"]
+    stores = [storage.path for storage in summary.storages if storage.kind != "mount"]
+    used = [name for name in summary.methods if name in _WHAT]
+    blocks: list[Block] = [
+        Heading(2, "How it was measured"),
+        ("The command line was ", Mono(shown(summary.command)), "."),
+        Bullets((*_RULES, _ROUNDS.format(summary.rounds))),
+        Heading(3, "The methods"),
+        Bullets(tuple(_item(name) for name in used)),
+        Heading(3, "Each number by hand"),
+    ]
+    if mounts:
+        blocks += _by_hand(mounts[0], used)
+    if stores:
+        blocks += _store_by_hand(stores[0])
+    return blocks
+
+
+def _item(name: str) -> Prose:
+    what = _WHAT[name]
+    return (Mono(name), ": ", *(what if isinstance(what, tuple) else (what,)))
+
+
+def _by_hand(path: str, used: list[str]) -> list[Block]:
+    """The commands for a mount or a disk."""
+    name = shlex.quote(shown(path))
+    each = f"find {name} -type f -print0 | xargs -0 -n1"
+    commands = {
+        READ: f"{each} cat > /dev/null",
+        RECIPE: f"""find {name} -type f -print0 | xargs -0 -P16 -n1 sh -c 'cat "$0" && cat "$0"' > /dev/null""",
+        VMTOUCH: f"vmtouch -q -t {name}",
+        WARMING: f"stager warm {name} --fresh",
+    }
+    return [
+        (
+            "Make cold, and look: ",
+            Mono("stager status"),
+            " must say 0 % by cachestat or mincore, ",
+            Mono("fincore"),
+            " 0 bytes.",
+        ),
+        Code(
+            (
+                f"stager evict {name}",
+                f"stager status {name}",
+                f"find {name} -type f -exec fincore --bytes {{}} +",
+            )
+        ),
+        "Then one of these (in bash), which is the cold run; the same again without making it cold is the second load.",
+        Code(tuple(f"time {line}" for key, line in commands.items() if key in used)),
+        (
+            "The loads by mapping are ",
+            Mono("python -m stager.jobs.bench_loader"),
+            ", which takes a job on its stdin and says its own time; or all of a cell again:",
+        ),
+        Code((f"stager bench {name} --methods {OFFSETS},{NAMES} --loaders 1 --rounds 1 --json --yes",)),
+        "Without stager, files are made cold one by one and counted by:",
+        Code(("dd if=FILE iflag=nocache count=0", "vmtouch FILE")),
+    ]
+
+
+def _store_by_hand(path: str) -> list[Block]:
+    """The commands for an object store."""
+    name = shlex.quote(shown(path))
+    return [
+        "A store is fetched into an empty folder, and what came is loaded:",
+        Code((f"time stager fetch {name} /dev/shm/model", "rm -r /dev/shm/model")),
+    ]
