@@ -166,8 +166,13 @@ def hear() -> Message:
             raise EOFError("no job")
         line += data
     job: Message = json.loads(line)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_stdin()
     return job
+
+
+def end_with_stdin() -> None:
+    """From now on the process is ended by SIGTERM when its stdin ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def leave(code: int) -> NoReturn:

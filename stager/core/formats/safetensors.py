@@ -57,6 +57,21 @@ def judge(head: Head) -> tuple[str, bool] | None:
     return None
 
 
+def layout(head: Head) -> list[tuple[str, int, int]]:
+    """(name, first byte, one past the last byte) of each tensor, offsets in the file, in the header's order; empty for a file that is not sound.
+
+    Raises as `Head.ensure`, except `PastEnd`.
+    """
+    if judge(head) is not None:
+        return []
+    start = 8 + int.from_bytes(head.take(0, 8), "little")
+    found, _ = _tensors(head.take(8, start - 8))
+    return [
+        (name, start + info["data_offsets"][0], start + info["data_offsets"][1])
+        for name, info in found.items()
+    ]
+
+
 def _tensors(raw: bytes) -> tuple[dict[str, Any], str | None]:
     try:
         header = json.loads(raw.decode("utf-8"))

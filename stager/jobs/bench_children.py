@@ -1,0 +1,238 @@
+"""The processes of a benchmark: commands and loaders, timed, their CPU counted by wait4, and none left when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any
+
+from stager.core.units import shown
+from stager.node.processes import watch_process
+
+_LOOK_S = 0.005  # between looks at a process that no descriptor tells of
+_MOST_SAID = 64 << 20
+_START_S = 120.0  # for a loader to be ready: importing torch from a cold disk takes a while
+
+
+class ChildFailed(Exception):
+    """A process of a run did not do its work; the text is one line that says why."""
+
+
+class Closed(Exception):
+    """The benchmark is being stopped: no process may start any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: seconds on the wall, CPU seconds of it and all its children, exit code, what it said."""
+
+    seconds: float
+    cpu: float
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loaders took: the whole wall, each one's seconds from the common start to its own end, CPU seconds of all since the start.
+
+    `files` has for each loader (bytes, seconds) of each file in the order of its job.
+    """
+
+    seconds: float
+    each: tuple[float, ...]
+    cpu: float
+    files: tuple[tuple[tuple[int, float], ...], ...]
+
+
+class Children:
+    """Starts processes, each in a process group of its own. `close` ends them all and lets no other begin; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: set[int] = set()
+        self._closed = False
+
+    def command(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        names: Sequence[str] = (),
+        until: float | None = None,
+    ) -> Ended:
+        """Run `argv` to its end, `names` NUL-separated on its stdin. Raises `ChildFailed` at the moment `until` (monotonic), `Closed`, ``OSError``."""
+        stdin = _memory()
+        stdin.write(b"".join(os.fsencode(name) + b"\0" for name in names))
+        stdin.seek(0)
+        with stdin, _memory() as out, _memory() as err:
+            began = time.monotonic()
+            child = self._start(argv, env, stdin=stdin, stdout=out, stderr=err)
+            code, cpu = self._wait(child, until)
+            took = time.monotonic() - began
+            return Ended(took, cpu, code, _text(out), _text(err))
+
+    def load(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        job: dict[str, Any],
+        count: int,
+        *,
+        until: float | None = None,
+    ) -> Loaded:
+        """Have `count` processes of `argv`, which speak as ``bench_loader`` does, do `job` all at once.
+
+        Raises `ChildFailed` for one that fails and at the moment `until` (monotonic), `Closed`, ``OSError``.
+        """
+        line = json.dumps(job).encode("ascii") + b"\n"
+        crew: list[_Loader] = []
+        errors = _memory()
+        try:
+            for _ in range(count):
+                child = self._start(argv, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+                crew.append(_Loader(child))
+                crew[-1].say(line)
+            ready_by = time.monotonic() + _START_S
+            before = [one.message("ready", ready_by, errors)["ready"] for one in crew]
+            began = time.monotonic()
+            for one in crew:
+                one.say(b"go\n")
+            done = [one.message("done", until, errors) for one in crew]
+            used = [self._wait(one.child, time.monotonic() + _START_S)[1] for one in crew]
+        finally:
+            for one in crew:
+                self._end(one.child)
+            errors.close()
+        each = tuple(message["done"] - began for message in done)
+        files = tuple(tuple((size, took) for size, took in message["files"]) for message in done)
+        return Loaded(max(each), each, max(0.0, sum(used) - sum(before)), files)
+
+    def close(self) -> None:
+        """Kill what runs; whoever waits for it comes back."""
+        with self._lock:
+            self._closed = True
+            for group in self._groups:
+                _kill(group)
+
+    def _start(self, argv: Sequence[str], env: Mapping[str, str], **streams: Any) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._closed:
+                raise Closed
+            child = subprocess.Popen(argv, env=dict(env), process_group=0, **streams)
+            self._groups.add(child.pid)
+            return child
+
+    def _wait(self, child: subprocess.Popen[bytes], until: float | None) -> tuple[int, float]:
+        """(exit code, CPU seconds with its children) of `child`. Raises `ChildFailed` when it still runs at `until`."""
+        watch = watch_process(child.pid)
+        try:
+            while True:
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    self._end(child)
+                    raise ChildFailed("no time left")
+                if watch is not None:
+                    select.select([watch], [], [], 1.0 if left is None else min(1.0, left))
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    self._gone(child, os.waitstatus_to_exitcode(status))
+                    return child.returncode, usage.ru_utime + usage.ru_stime
+                if watch is None:
+                    time.sleep(_LOOK_S)
+        finally:
+            if watch is not None:
+                os.close(watch)
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill `child` with its group and wait for it, unless that has happened."""
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        if child.returncode is None:
+            _kill(child.pid)
+            _, status = os.waitpid(child.pid, 0)
+            self._gone(child, os.waitstatus_to_exitcode(status))
+
+    def _gone(self, child: subprocess.Popen[bytes], code: int) -> None:
+        with self._lock:
+            self._groups.discard(child.pid)
+            child.returncode = code
+            closed = self._closed
+        if closed:
+            raise Closed
+
+
+class _Loader:
+    """One loader and what it says."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.child = child
+        self._heard = bytearray()
+
+    def say(self, line: bytes) -> None:
+        assert self.child.stdin is not None
+        with suppress(BrokenPipeError):  # it died: `message` says so
+            self.child.stdin.write(line)
+            self.child.stdin.flush()
+
+    def message(self, key: str, until: float | None, errors: IO[bytes]) -> dict[str, Any]:
+        """Its next message, which must have `key`."""
+        assert self.child.stdout is not None
+        fd = self.child.stdout.fileno()
+        while b"\n" not in self._heard:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([fd], [], [], left)[0]:
+                raise ChildFailed("no time left" if key == "done" else "a loader did not start")
+            data = os.read(fd, 1 << 16)
+            if not data:
+                raise ChildFailed(f"a loader ended without an answer{_last_line(_text(errors))}")
+            self._heard += data
+        line, _, rest = bytes(self._heard).partition(b"\n")
+        self._heard = bytearray(rest)
+        found: dict[str, Any] = json.loads(line)
+        if key not in found:
+            raise ChildFailed(str(found.get("error", f"a loader said {shown(line.decode())}")))
+        return found
+
+
+def _memory() -> IO[bytes]:
+    """A file that is no page cache of any disk."""
+    return open(os.memfd_create("stager-bench", os.MFD_CLOEXEC), "w+b")  # the caller closes it
+
+
+def _text(file: IO[bytes]) -> str:
+    size = min(os.fstat(file.fileno()).st_size, _MOST_SAID)
+    return os.pread(file.fileno(), size, 0).decode("utf-8", "replace")
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return f": {shown(lines[-1])[:300]}" if lines else ""
+
+
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def failure_of(ended: Ended) -> str:
+    """Why a command that ended with another code than 0 did, in one line: its own last words where it has any."""
+    for line in reversed(ended.out.splitlines()):
+        with suppress(ValueError, AttributeError):
+            event = json.loads(line)
+            if event.get("type") == "error":
+                return str(event["message"])
+    said = _last_line(ended.err)
+    how = f"signal {-ended.code}" if ended.code < 0 else f"exit {ended.code}"
+    return f"{how}{said}"

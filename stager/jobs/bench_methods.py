@@ -1,0 +1,225 @@
+"""The methods of a benchmark as processes: which command or loader each is, and what is read from its answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from stager.core.bench_plan import NAMES, RECIPE, SAFETENSORS, VMTOUCH, WARM_MMAP, WARMING
+from stager.core.bench_reports import BenchFile
+from stager.core.errors import UsageError
+from stager.core.units import format_size, shown
+from stager.jobs.bench_children import failure_of
+from stager.node.frozen import is_frozen, worker_command
+
+if TYPE_CHECKING:
+    from stager.core.model import LocalFile
+    from stager.jobs.bench_children import Children, Ended, Loaded
+    from stager.jobs.bench_ground import Ground, StoreGround
+
+_LOADER = "stager.jobs.bench_loader"
+# As vendors publish it, but that the names come from a list: every method reads the same files. The second `cat` is theirs.
+_RECIPE = """xargs -0 -P16 -n1 sh -c 'cat "$0" && cat "$0"' >/dev/null"""
+_RECIPE_PART = """xargs -0 -P16 -n1 sh -c 'head -c {0} "$0" && head -c {0} "$0"' >/dev/null"""
+_FETCHED_WELL = ("resident", "unknown")
+
+# Runs under any interpreter that has torch and safetensors, so it knows nothing of stager; it speaks as `bench_loader` does.
+_SAFETENSORS = """
+import json, sys, time
+device = sys.argv[1]
+import torch
+from safetensors import safe_open
+if device == "cuda":
+    torch.zeros(1, device="cuda")
+job = json.loads(sys.stdin.readline())
+print(json.dumps({"ready": time.process_time()}), flush=True)
+sys.stdin.readline()
+files, kept, at = [], [], time.monotonic()
+for path, _ in job["files"]:
+    size = 0
+    with safe_open(path, framework="pt", device=device) as file:
+        for name in file.keys():
+            tensor = file.get_tensor(name)
+            if device == "cpu":
+                tensor = tensor.clone()
+            size += tensor.numel() * tensor.element_size()
+            kept.append(tensor)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    now = time.monotonic()
+    files.append([size, now - at])
+    at = now
+print(json.dumps({"done": at, "files": files}), flush=True)
+"""
+_ASK = "import sys, torch, safetensors; sys.exit(3 if sys.argv[1] == 'cuda' and not torch.cuda.is_available() else 0)"
+
+
+@dataclass
+class Took:
+    """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for."""
+
+    seconds: float = 0.0
+    each: tuple[float, ...] = ()
+    cpu: float = 0.0
+    size: int | None = None
+    files: tuple[BenchFile, ...] = ()
+    timeline: tuple[tuple[float, int, int], ...] = ()
+    failed: str = ""
+
+    def follows(self, before: Took) -> Took:
+        """This run as the second step after `before`."""
+        each = tuple(before.seconds + one for one in self.each)
+        cpu = before.cpu + self.cpu
+        return Took(
+            before.seconds + self.seconds, each, cpu, self.size, self.files, before.timeline, self.failed
+        )
+
+
+@dataclass
+class Methods:
+    """Runs methods with `children`. `scratch` is a folder for markers; `to` and `python` are for safetensors' own loader."""
+
+    children: Children
+    scratch: str
+    to: str = ""
+    python: str = ""
+    env: dict[str, str] = field(default_factory=lambda: clean_environment())
+
+    def check_safetensors(self) -> None:
+        """Raises `UsageError` unless the interpreter has what `to` needs."""
+        try:
+            ended = self.children.command([self.python, "-c", _ASK, self.to], self.env)
+        except OSError as exc:
+            raise UsageError(
+                f"`{shown(self.python)}` cannot be run: {exc.strerror}",
+                hint="name an interpreter with --python",
+            ) from exc
+        if ended.code == 3:
+            raise UsageError("--to cuda: torch finds no GPU here", hint="use --to cpu, or leave it out")
+        if ended.code:
+            raise UsageError(
+                f"--to {self.to}: `{shown(self.python)}` has no torch or no safetensors",
+                hint="name an interpreter that has them with --python, or leave --to out",
+            )
+
+    def why_not(self, method: str, ground: Ground | StoreGround) -> str:
+        """Why `method` cannot run on `ground`; empty when it can."""
+        if method == VMTOUCH and shutil.which("vmtouch") is None:
+            return "vmtouch is not installed"
+        if ground.store:
+            return ""
+        if method in (WARMING, WARM_MMAP, SAFETENSORS) and getattr(ground, "part", None) is not None:
+            return "it reads whole files, and none is small enough for --quick"
+        if method == SAFETENSORS and not _safetensors(getattr(ground, "files", ())):
+            return "there is no safetensors file"
+        return ""
+
+    def on_mount(self, method: str, ground: Ground, loaders: int, until: float | None) -> Took:
+        """One run of `method` on a mount. Blocks. Raises as `Children`."""
+        if method == RECIPE:
+            script = _RECIPE if ground.part is None else _RECIPE_PART.format(ground.part)
+            return self._plain(["sh", "-c", script], ground, until)
+        if method == VMTOUCH:
+            part = [] if ground.part is None else ["-p", f"0-{ground.part}"]
+            return self._plain(["vmtouch", "-q", "-t", *part, "-0", "-b", "-"], ground, until)
+        if method == WARMING:
+            return self._warm(ground, until)
+        if method == WARM_MMAP:
+            warmed = self._warm(ground, until)
+            return warmed if warmed.failed else self.load(NAMES, ground, loaders, until).follows(warmed)
+        return self.load(method, ground, loaders, until)
+
+    def fetch(self, ground: StoreGround, folder: str, until: float | None) -> Took:
+        """``stager fetch`` into `folder`. Blocks. Raises as `Children`."""
+        words = ["fetch", str(ground.location), folder, *ground.words(), *self._judging("fetched.json")]
+        ended = self.children.command([*own_program(), *words], self.env, until=until)
+        took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, (), timeline(ended, "fetch"))
+        if ended.code:
+            took.failed = failure_of(ended)
+        return took
+
+    def load(self, how: str, ground: Ground, loaders: int, until: float | None) -> Took:
+        """Loaders, all at once. Blocks. Raises as `Children`."""
+        files = _safetensors(ground.files) if how == SAFETENSORS else list(ground.files)
+        job = {"how": how, "files": [[ground.name(file), ground.wanted(file)] for file in files]}
+        argv = [self.python, "-c", _SAFETENSORS, self.to] if how == SAFETENSORS else worker_command(_LOADER)
+        loaded = self.children.load(argv, self.env, job, loaders, until=until)
+        took = Took(loaded.seconds, loaded.each, loaded.cpu)
+        took.size, took.files, took.failed = _files(files, loaded, ground, whole=how != SAFETENSORS)
+        return took
+
+    def _plain(self, argv: list[str], ground: Ground, until: float | None) -> Took:
+        names = [ground.name(file) for file in ground.files]
+        ended = self.children.command(argv, self.env, names=names, until=until)
+        failed = failure_of(ended) if ended.code else ""
+        return Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
+
+    def _warm(self, ground: Ground, until: float | None) -> Took:
+        words = ["warm", *ground.words(), *self._judging("warmed.json")]
+        ended = self.children.command([*own_program(), *words], self.env, until=until)
+        took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, (), timeline(ended, "warm"))
+        summary = last_event(ended, "warm_summary")
+        if ended.code:
+            took.failed = failure_of(ended)
+        elif summary.get("outcome") not in _FETCHED_WELL:
+            took.failed = str(summary.get("reason") or summary.get("outcome") or "it said nothing")
+        return took
+
+    def _judging(self, marker: str) -> list[str]:
+        return ["--json", "--allow-incomplete", "--marker", os.path.join(self.scratch, marker)]
+
+
+def own_program() -> list[str]:
+    """The words that run stager itself."""
+    return [sys.executable] if is_frozen() else worker_command("stager")
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would steer the commands: each runs as it is by default."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("STAGER_")}
+
+
+def last_event(ended: Ended, kind: str) -> dict[str, Any]:
+    """The last JSON line of `kind` that a command of stager printed; empty without one."""
+    for line in reversed(ended.out.splitlines()):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and found.get("type") == kind:
+                return found
+    return {}
+
+
+def timeline(ended: Ended, verb: str) -> tuple[tuple[float, int, int], ...]:
+    """(seconds, bytes so far, lanes) of the progress lines of a ``warm`` or ``fetch``, ascending."""
+    found = []
+    for line in ended.out.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            event = json.loads(line)
+            if event["type"] == "progress" and event["verb"] == verb:
+                found.append((float(event["elapsed"]), int(event["done"]), int(event["lanes"])))
+    return tuple(found)
+
+
+def _safetensors(files: Sequence[LocalFile]) -> list[LocalFile]:
+    return [file for file in files if file.entry.path.endswith(".safetensors")]
+
+
+def _files(
+    files: Sequence[LocalFile], loaded: Loaded, ground: Ground, *, whole: bool
+) -> tuple[int, tuple[BenchFile, ...], str]:
+    """(bytes that one loader read, each file with the median of its seconds, what was read otherwise than it should)."""
+    rows, short = [], ""
+    for index, file in enumerate(files):
+        size = min(one[index][0] for one in loaded.files)
+        wanted = ground.wanted(file) or file.size
+        if whole and size != wanted and not short:
+            short = f"{shown(file.entry.path)}: {format_size(size)} of {format_size(wanted)} were read"
+        rows.append(BenchFile(file.entry.path, size, median(one[index][1] for one in loaded.files)))
+    return sum(row.bytes for row in rows), tuple(rows), short
