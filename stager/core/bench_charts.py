@@ -52,8 +52,10 @@ class _Frame:
         return self.left + self.span * min(1.0, value / self.top)
 
 
-def bars(rows: Sequence[Row], *, width: float, name: str, axis: str, label: str, top: float = 0) -> str:
-    """A bar for each row's median, with whiskers to its least and greatest value, on an axis from 0 to `top` or more."""
+def bars(
+    rows: Sequence[Row], *, width: float, name: str, axis: str, label: str, like: Sequence[Row] = ()
+) -> str:
+    """A bar for each row's median, with whiskers to its least and greatest value; laid out so that the rows of `like` fit as well."""
 
     def mark(canvas: Canvas, frame: _Frame, row: Row, y: float) -> float:
         end = frame.at(median(row.values)) - frame.left
@@ -67,10 +69,10 @@ def bars(rows: Sequence[Row], *, width: float, name: str, axis: str, label: str,
             canvas.line(high, middle - 3, high, middle + 3, "whisker")
         return max(high, frame.left + end)
 
-    return _rows(rows, mark, width=width, name=name, axis=axis, label=label, top=top, boxes=True)
+    return _rows(rows, mark, width=width, name=name, axis=axis, label=label, like=like, boxes=True)
 
 
-def strips(rows: Sequence[Row], *, width: float, name: str, axis: str, label: str, top: float = 0) -> str:
+def strips(rows: Sequence[Row], *, width: float, name: str, axis: str, label: str) -> str:
     """A dot for each value of each row, over a box from the first to the third quartile (of four values or more); the median is a line."""
 
     def mark(canvas: Canvas, frame: _Frame, row: Row, y: float) -> float:
@@ -84,7 +86,7 @@ def strips(rows: Sequence[Row], *, width: float, name: str, axis: str, label: st
         canvas.line(middle, y - 1, middle, y + _BAR + 1, "median")
         return frame.at(values[-1])
 
-    return _rows(rows, mark, width=width, name=name, axis=axis, label=label, top=top, boxes=False)
+    return _rows(rows, mark, width=width, name=name, axis=axis, label=label, like=(), boxes=False)
 
 
 _Mark = Callable[[Canvas, _Frame, Row, float], float]
@@ -98,16 +100,18 @@ def _rows(
     name: str,
     axis: str,
     label: str,
-    top: float,
+    like: Sequence[Row],
     boxes: bool,
 ) -> str:
     """Rows with their labels, marks and sayings, over an axis of seconds."""
     canvas = Canvas(width)
     if any(row.second for row in rows) and boxes:
         canvas.hatch(f"hatch-{name}", "second-hatch")
-    marked = [row for row in rows if row.values]
-    scale = ticks(max([top, *(max(row.values) for row in marked)], default=1.0), 5 if width > 500 else 3)
-    left = min(width * 0.42, max((width_of(row.label) for row in rows), default=0)) + 8
+    together = [*rows, *like]
+    marked = [row for row in together if row.values]
+    longest = max((max(row.values) for row in marked), default=1.0)
+    scale = ticks(longest, 6 if width > 500 else 3)
+    left = min(width * 0.42, max((width_of(row.label) for row in together), default=0) + 12)
     right = max((width_of(row.says) for row in marked), default=0) + 12
     frame = _Frame(left, max(40.0, width - left - right), scale[-1])
     places, bottom = _places(rows, _HEAD)

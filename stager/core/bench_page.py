@@ -103,9 +103,10 @@ def _opening(results: Results) -> list[Block]:
     blocks: list[Block] = [
         f"{'; '.join([several, *left])}; {took}. Every number says the runs it comes from, and each run is a JSON line at the end."
     ]
-    if summary.quick or any(storage.sampled for storage in summary.storages):
+    if any(storage.sampled for storage in summary.storages):
+        quick = " (--quick)" if summary.quick else ""
         blocks.append(
-            "This was a quick benchmark of a part of the files; how much is said with the storages at the end."
+            f"Only a part of the files was read{quick}; how much, is said of each storage at the end."
         )
     return [*blocks, tables.in_short(results)]
 

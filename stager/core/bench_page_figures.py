@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from stager.core import bench_charts
@@ -10,22 +10,18 @@ from stager.core.bench_charts import Row
 from stager.core.bench_page_parts import Figure
 from stager.core.bench_page_tables import LOADS, Results, moments
 from stager.core.bench_reports import COLD, WARM, BenchCell, BenchRun
-from stager.core.bench_svg import seconds_text
-from stager.core.units import count, format_size, shown
+from stager.core.bench_svg import seconds_text, size_text
+from stager.core.units import count, shown
 
 _APART = 15  # times: slower storages than this would leave the others' bars without a visible length
 
 
 def loads(results: Results, storage: str, name: str) -> Figure:
     """Bars of every method with the fewest loaders; the same scale for all storages, unless one is far slower than another."""
-    rows = [
-        _bar(results, cell, first=first)
-        for cell, first in _grouped(
-            [cell for cell in results.whole(storage) if cell.loaders == results.least],
-            lambda cell: cell.method,
-        )
-    ]
-    top, own = _scale(results, storage)
+    rows = _bars(results, storage)
+    own = _far_apart(results)
+    others = [one.path for one in results.storages if one.path != storage and not own]
+    like = [row for other in others for row in _bars(results, other)]
     scale = "Each storage has a scale of its own." if own else "The scale is the same for all storages."
     caption = (
         f"Seconds until every byte was read, with {count(results.least, 'loader')}: the bar is the median of the rounds, the whiskers are the fastest "
@@ -40,17 +36,20 @@ def loads(results: Results, storage: str, name: str) -> Figure:
             name=id_,
             axis="median of the rounds",
             label=f"loading times of {shown(storage)} by method",
-            top=top,
+            like=like,
         ),
     )
 
 
-def _scale(results: Results, storage: str) -> tuple[float, bool]:
-    """(the top of the axis in seconds, whether this storage has one of its own)."""
-    tops = {one.path: _longest(results, one.path) for one in results.storages}
-    known = [top for top in tops.values() if top > 0]
-    own = bool(known) and max(known) > _APART * min(known)
-    return (tops.get(storage, 0.0) if own or not known else max(known)), own
+def _bars(results: Results, storage: str) -> list[Row]:
+    cells = [cell for cell in results.whole(storage) if cell.loaders == results.least]
+    return [_bar(results, cell, first=first) for cell, first in _grouped(cells)]
+
+
+def _far_apart(results: Results) -> bool:
+    """Whether one axis would leave the bars of some storage without a visible length."""
+    tops = [top for top in (_longest(results, one.path) for one in results.storages) if top > 0]
+    return bool(tops) and max(tops) > _APART * min(tops)
 
 
 def _longest(results: Results, storage: str) -> float:
@@ -60,9 +59,9 @@ def _longest(results: Results, storage: str) -> float:
     )
 
 
-def _grouped(cells: Sequence[BenchCell], by: Callable[[BenchCell], str]) -> list[tuple[BenchCell, bool]]:
-    """Each cell, and whether it is the first of its group."""
-    return [(cell, not at or by(cell) != by(cells[at - 1])) for at, cell in enumerate(cells)]
+def _grouped(cells: Sequence[BenchCell]) -> list[tuple[BenchCell, bool]]:
+    """Each cell, and whether it is the first of its method."""
+    return [(cell, not at or cell.method != cells[at - 1].method) for at, cell in enumerate(cells)]
 
 
 def _bar(results: Results, cell: BenchCell, *, first: bool) -> Row:
@@ -71,7 +70,7 @@ def _bar(results: Results, cell: BenchCell, *, first: bool) -> Row:
     if not values:
         why = f"{load}: not measured: {cell.unmeasured}"
         return Row(cell.method if first else "", (), why, why, second=cell.state != COLD, first=first)
-    rate = f", {format_size(cell.throughput)}/s" if cell.throughput is not None else ""
+    rate = f", {size_text(cell.throughput)}/s" if cell.throughput is not None else ""
     title = f"{cell.method}, {load}: {_figures(values)}{rate}; {_named(cell.runs)}"
     return Row(
         cell.method if first else "",
@@ -97,20 +96,18 @@ def crowds(results: Results, storage: str, name: str) -> list[Figure]:
     """For cold and second loads: every loader's own time, by method and number of loaders. None where only one number was measured."""
     figures = []
     for state in (COLD, WARM):
-        cells = [cell for cell in results.whole(storage) if cell.state == state]
-        several = {cell.method for cell in cells if cell.loaders != results.least}
-        chosen = [cell for cell in cells if cell.method in several]
+        chosen = [cell for cell in results.several(storage) if cell.state == state]
         if any(cell.runs for cell in chosen):
             figures.append(_crowd(results, storage, chosen, f"{name}-{state}"))
     return figures
 
 
 def _crowd(results: Results, storage: str, cells: list[BenchCell], name: str) -> Figure:
-    rows = [_strip(results, cell, first=first) for cell, first in _grouped(cells, lambda cell: cell.method)]
+    rows = [_strip(results, cell, first=first) for cell, first in _grouped(cells)]
     cold = cells[0].state == COLD
     caption = (
         f"{'Cold loads' if cold else 'Second loads'} by several loaders at once: a dot is one loader of one round, the box holds the middle half of them, "
-        "the line is the median."
+        "the line is the median, which stands on the right."
     )
     return Figure(
         name,

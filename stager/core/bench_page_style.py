@@ -27,7 +27,8 @@ th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 th.n, td.n { text-align: right; white-space: nowrap; }
 td.runs { font-size: 11px; min-width: 9em; }
 td code { white-space: nowrap; }
-#machine td, #storages td, #storages code, #left-out td { white-space: normal; overflow-wrap: anywhere; }
+#in-short td:first-child { min-width: 13em; }
+#in-short code, #machine td, #storages td, #storages code, #left-out td { white-space: normal; overflow-wrap: anywhere; }
 svg.chart { display: block; max-width: 100%; height: auto; font: 12px system-ui, "DejaVu Sans", sans-serif; }
 svg.narrow { display: none; }
 svg text { fill: var(--ink); }
@@ -55,6 +56,7 @@ svg a { text-decoration: none; }
 .lanes-area { fill: var(--lanes); }
 @media screen and (max-width: 720px) {
   main { padding: 12px 14px 48px; }
+  td.runs { white-space: nowrap; }
   svg.wide { display: none; }
   svg.narrow { display: block; }
 }
@@ -67,7 +69,8 @@ svg a { text-decoration: none; }
   .table { overflow: visible; }
   table { font-size: 7pt; }
   th, td { padding-right: 5px; }
-  td code { white-space: normal; overflow-wrap: anywhere; }
+  [id^="within-"] code, [id^="files-"] code { white-space: normal; overflow-wrap: anywhere; }
+  figcaption { font-size: 8.5pt; }
   td.runs { font-size: 6pt; }
   tr { break-inside: avoid; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -10,8 +10,7 @@ from stager.core.bench_charts import rates
 from stager.core.bench_page_parts import Entry, Mono, Runs, Table
 from stager.core.bench_reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
 from stager.core.bench_stats import times_as_fast
-from stager.core.bench_svg import seconds_text
-from stager.core.units import format_size
+from stager.core.bench_svg import seconds_text, size_text
 
 LOADS = {True: "cold", False: "second"}  # what a state is called, by whether it is cold
 MOST_FILES = 40  # rows of a table of files
@@ -45,6 +44,12 @@ class Results:
     def whole(self, storage: str) -> list[BenchCell]:
         """The cells of the whole model on `storage`, by method, load and loaders."""
         return self._ordered(cell for cell in self.cells if cell.storage == storage and not cell.file)
+
+    def several(self, storage: str) -> list[BenchCell]:
+        """Those of `whole` whose method had several loaders at once."""
+        cells = self.whole(storage)
+        methods = {cell.method for cell in cells if cell.loaders != self.least}
+        return [cell for cell in cells if cell.method in methods]
 
     def single(self, storage: str) -> list[BenchCell]:
         """The cells of single files on `storage`."""
@@ -94,12 +99,12 @@ def seconds(value: float, how: str, runs: tuple[str, ...]) -> Entry:
 
 def size(value: float, how: str, runs: tuple[str, ...]) -> Entry:
     """A number of bytes."""
-    return Entry(format_size(value), value, how, runs)
+    return Entry(size_text(value), value, how, runs)
 
 
 def rate(value: float, how: str, runs: tuple[str, ...]) -> Entry:
     """A throughput."""
-    return Entry(f"{format_size(value)}/s", value, how, runs)
+    return Entry(f"{size_text(value)}/s", value, how, runs)
 
 
 def _spread(spread: Spread, of: str, names: Sequence[str], runs: tuple[str, ...]) -> list[Entry]:
@@ -187,7 +192,7 @@ def loads(results: Results, storage: str, name: str) -> Table:
 
 
 def crowd(results: Results, storage: str, name: str) -> Table:
-    """Every method with every number of loaders: each loader's time, and the time until the last had ended."""
+    """Every method that had several loaders: each loader's time, and the time until the last had ended."""
     columns = (
         "method",
         "load",
@@ -201,7 +206,7 @@ def crowd(results: Results, storage: str, name: str) -> Table:
         "CPU",
     )
     rows: list[tuple[Entry | Runs, ...]] = []
-    for cell in results.whole(storage):
+    for cell in results.several(storage):
         number = Entry(str(cell.loaders), cell.loaders, "loaders", cell.runs)
         fields = [Entry("not measured"), *[_UNKNOWN] * 6]
         if cell.loader_seconds and cell.seconds:
@@ -300,7 +305,7 @@ def in_short(results: Results) -> Table:
                 Entry(Mono(storage.filesystem)),
                 Entry(Mono(cold.method)) if cold else Entry("not measured"),
                 Entry(
-                    format_size(storage.bytes),
+                    size_text(storage.bytes),
                     storage.bytes,
                     "bytes of the storage in the line of type bench",
                 ),

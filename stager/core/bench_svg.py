@@ -9,8 +9,13 @@ from unicodedata import east_asian_width
 from stager.core.units import shown
 
 SIZE = 12.0  # of all letters, in SVG units; a chart is drawn for its width and not scaled
-_LETTER = 0.62  # of SIZE: the mean width of a letter in the widest of the usual fonts, DejaVu Sans
+_LETTERS = (
+    (" fijlrtI.,:;'|!()[]-/", 0.42),
+    ("mwMW@%+<>=~—…", 1.0),
+)  # widths as shares of SIZE, in DejaVu Sans, the widest of the usual fonts
+_LOWER, _UPPER = 0.645, 0.79  # those of all others
 _DIGITS = ((99.95, 0), (9.995, 1), (0.9995, 2))  # from where on so many decimals are three digits
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -21,7 +26,14 @@ def escaped(text: str) -> str:
 
 def width_of(text: str) -> float:
     """About how wide `text` is drawn; rather too much than too little."""
-    return sum(SIZE if east_asian_width(letter) in "WF" else SIZE * _LETTER for letter in text)
+    return SIZE * sum(_share(letter) for letter in text)
+
+
+def _share(letter: str) -> float:
+    if east_asian_width(letter) in "WF":
+        return 1.0
+    other = _UPPER if letter.isupper() else _LOWER
+    return next((share for letters, share in _LETTERS if letter in letters), other)
 
 
 def clipped(text: str, width: float) -> str:
@@ -39,11 +51,22 @@ def seconds_text(value: float) -> str:
     if value == 0:
         return "0 s"
     unit, scaled = ("s", value) if value >= 0.9995 else ("ms", value * 1000)
-    decimals = next((count for least, count in _DIGITS if scaled >= least), 3)
-    return f"{scaled:.{decimals}f} {unit}"
+    return f"{scaled:.{_decimals(scaled)}f} {unit}"
 
 
-def ticks(top: float, wanted: int = 5) -> list[float]:
+def size_text(count: float) -> str:
+    """`count` bytes with three digits that count, in binary units: ``0 B``, ``512 MiB``, ``1.62 GiB``."""
+    value, power = float(count), 0
+    while value >= 999.5 and power < len(_UNITS) - 1:
+        value, power = value / 1024, power + 1
+    return f"{value:.{_decimals(value) if power else 0}f} {_UNITS[power]}"
+
+
+def _decimals(value: float) -> int:
+    return next((count for least, count in _DIGITS if value >= least), 3)
+
+
+def ticks(top: float, wanted: int = 6) -> list[float]:
     """Round numbers from 0 to the first that is not below `top`, about `wanted` of them; ``[0, 1]`` where `top` is not positive."""
     if not (top > 0 and math.isfinite(top)):
         return [0.0, 1.0]
