@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
     except Cannot as why:
         say(f"test-pod: skipped, {why}")
         return 0
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))  # and clean up on the way
     CACHE.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(dir=CACHE, prefix="room-"))
     room.chmod(0o755)  # stager's containers have a user of their own
