@@ -1037,7 +1037,7 @@ def test_a_missing_library_is_said(stocked: HubLab) -> None:
         patch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(UsageError) as caught:
             bare("hf://o/m")
-        assert caught.value.hint == "pip install 'stager[huggingface]'"
+        assert caught.value.hint .startswith("pip install 'stager[huggingface]'; stager's image")
 
 
 def test_options_of_a_store_hold_for_a_hub() -> None:

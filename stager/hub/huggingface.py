@@ -101,7 +101,7 @@ class _Sdk:
         except ImportError as exc:
             raise UsageError(
                 "models of Hugging Face need the library huggingface_hub",
-                hint="pip install 'stager[huggingface]'",
+                hint="pip install 'stager[huggingface]'; stager's image has it, but for the one with `-warm`",
             ) from exc
         logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL + 1)
         self.endpoint = (os.environ.get(ENDPOINT) or _SITE).rstrip("/")
