@@ -197,3 +197,36 @@ def test_a_changed_revision_in_a_mount_is_never_taken_for_a_model_meanwhile(
     own = ".stager/"
     changed = {path for path, size in after.items() if own not in path and size != before.get(path)}
     assert changed == {f"models/tiny/{BIG}"}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", [(), ("--verify", "crc")], ids=["sha256", "crc"])
+def test_the_object_of_the_last_revision_is_never_taken_for_one_that_was_begun(
+    bed: PullBed, mounted: Callable[..., FuseMount], words: tuple[str, ...]
+) -> None:
+    """A pull of a new revision is killed before it has touched a file of the same size, and its mount is made again with other inodes."""
+    mounted()
+    bed.good()
+    bed.commit({BIG: os.urandom(SIZE)})
+    bed.hub.faults.add(HubFault("hang", times=None, host="cdn", key_glob=BIG, skip=1, seconds=60))
+    running = bed.start(*words)
+    until(lambda: manifest(bed)["state"] == "updating", "the manifest")
+    running.signal(signal.SIGKILL)
+    assert running.process.wait(10) == -signal.SIGKILL
+    bed.hub.faults.clear()
+    again = mounted(inodes=1000)
+    assert os.stat(f"{again.path}/models/tiny/{BIG}").st_ino == os.stat(f"{bed.dir}/{BIG}").st_ino + 1000
+    assert bed.good(*words)["resumed"] == 0
+    bed.complete_folder()
+
+
+@pytest.mark.root
+def test_what_was_begun_is_gone_on_with_after_the_next_mount(
+    bed: PullBed, mounted: Callable[..., FuseMount]
+) -> None:
+    mount = mounted()
+    kill_after(bed, f"{bed.dest}/{BIG}", 2 * PART)
+    until(lambda: not mount.counters()["writers"], "the end of what the dead pull had open")
+    mounted(inodes=1000)
+    assert bed.good()["resumed"] == 2 * PART
+    bed.complete_folder()

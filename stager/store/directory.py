@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace as changed
 
+from stager.core.checksum import crc64
 from stager.core.errors import (
     AccessDenied,
     Interrupted,
@@ -27,6 +28,7 @@ from stager.store.base import BLOCK, Pace, Sink, StoredObject, Unfinished
 from stager.store.directory_upload import (
     DirectoryUpload,
     exists,
+    mark,
     part_paths,
     remove_part,
     started,
@@ -155,7 +157,7 @@ class DirectoryStore:
     def unfinished(self) -> Iterator[Unfinished]:
         """The files of uploads that were begun and not completed. Where files are written straight to their names, every file may be one.
 
-        The id changes with every byte that is written.
+        The id changes with every byte that is written, and is the same after the next mount.
         """
         for folder, _, names in os.walk(self._path):
             for name in names:
@@ -165,8 +167,16 @@ class DirectoryStore:
                     continue
                 with suppress(OSError):
                     stat = os.lstat(path)
+                    if not stat_module.S_ISREG(stat.st_mode):
+                        continue
                     below = os.path.relpath(os.path.join(folder, whose), self._path)
-                    yield Unfinished(below, stored(below, stat).etag, stat.st_mtime)
+                    yield Unfinished(below, self._mark(below, stat), stat.st_mtime)
+
+    def _mark(self, name: str, stat: os.stat_result) -> str:
+        """The id of what may be an unfinished upload. Through a mount the time of one object is another after the next mount, but not its size."""
+        if not self._writes_in_place():
+            return mark(stat)
+        return f"{stat.st_size:x}-{crc64(os.fsencode(name)):016x}"
 
     def open(self, name: str) -> int:
         """A descriptor of the file `name`, for reading. Raises as `head` does."""

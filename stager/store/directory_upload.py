@@ -30,6 +30,14 @@ def stored(name: str, stat: os.stat_result) -> StoredObject:
     return StoredObject(name, stat.st_size, etag, modified=stat.st_mtime)
 
 
+def mark(stat: os.stat_result) -> str:
+    """What tells the file of an unfinished upload from what it was before: its size and time of change, and no inode.
+
+    Many FUSE daemons number files anew at each mount.
+    """
+    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+
+
 def exists(path: str) -> ObjectExists:
     """The error that says so."""
     return ObjectExists(f"`{shown(path)}` is there already")
@@ -98,7 +106,7 @@ class DirectoryUpload:
 
     def _is(self, *, resume: bool | str) -> bool:
         """Whether the file is what to go on with."""
-        return resume == stored(self._name, os.fstat(self._fd)).etag if isinstance(resume, str) else resume
+        return resume == mark(os.fstat(self._fd)) if isinstance(resume, str) else resume
 
     def _recall(self, pace: Pace) -> None:
         left = os.fstat(self._fd).st_size

@@ -26,7 +26,8 @@ class MountedUpload:
 
     Nothing is touched before the first byte. From then on what was there is gone, and what is there may be less than the object: only
     a manifest can tell others that it is whole. What close says is the proof that the mount has taken it. A file that is there and
-    no longer than the object is what an earlier upload left; `resume` goes on at its end, in the middle of a part too.
+    shorter than the object is what an earlier upload left; `resume` goes on at its end, in the middle of a part too. One that is as long
+    may as well be the object that was there before: it is written anew.
     """
 
     concurrent = False
@@ -66,7 +67,7 @@ class MountedUpload:
             return
         try:
             found = stored(self._name, os.fstat(fd)).size
-            if not 0 < found <= self._size:
+            if not 0 < found < self._size:
                 return
             for block in partfile.blocks(fd, 0, found, pace):
                 self._took(block)
@@ -77,11 +78,9 @@ class MountedUpload:
             self._parts, self._there, self._crc = [], 0, 0
 
     def _append(self, found: int) -> bool:
-        """Opens the file to go on after its `found` bytes, if there is anything to add; False where it cannot be gone on with."""
+        """Opens the file to go on after its `found` bytes; False where it cannot be gone on with."""
         if sum(part.size for part in self._parts) + self._there != found:
             return False  # it shrank while it was read
-        if found == self._size:
-            return True
         try:
             self._fd = os.open(self._final, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as exc:
@@ -157,7 +156,7 @@ class MountedUpload:
             raise self._failure(exc) from exc
 
     def _open(self) -> None:
-        """Makes the file, or empties it; does nothing when it is open, or whole already."""
+        """Makes the file, or empties it; does nothing when it is this upload's already."""
         if self._begun:
             return
         os.makedirs(os.path.dirname(self._final) or ".", exist_ok=True)

@@ -140,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="open|write:ERRNO",
         help="what is there cannot be added to",
     )
+    add("--inodes", type=int, default=0, metavar="N", help="added to every inode's number")
     add("--uid", type=int)
     add("--gid", type=int)
     add("--mode", type=_octal, help="octal permissions of files; folders get x where they have r")
@@ -198,6 +199,7 @@ def _habits(o: argparse.Namespace) -> Habits:
         close_errors=o.close_error[1],
         write_errors=write_errors,
         append_errors=dict(o.append_error),
+        inodes=o.inodes,
         shrink={os.fsencode(name): size for name, size in o.shrink},
     )
 

@@ -30,6 +30,7 @@ class Habits:
     uid: int | None = None
     gid: int | None = None
     mode: int | None = None
+    inodes: int = 0  # added to every file's inode: a daemon that counts anew gives others at each mount
     max_pages: int = 256
     max_readahead: int | None = None
     max_background: int = 0  # 0: the kernel's default, 12

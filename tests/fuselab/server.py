@@ -253,7 +253,8 @@ class Server:
         gid = found.gid if habits.gid is None else habits.gid
         blocks = -(-found.size // 512)
         times = (seconds, seconds, seconds, ns, ns, ns)
-        return wire.ATTR.pack(found.ino, found.size, blocks, *times, mode, found.nlink, uid, gid, 0, 4096, 0)
+        ino = found.ino + habits.inodes
+        return wire.ATTR.pack(ino, found.size, blocks, *times, mode, found.nlink, uid, gid, 0, 4096, 0)
 
     def _lookup(self, parent: int, body: memoryview) -> tuple[bytes, ...]:
         folder, name = self.path_of(parent), bytes(body).rstrip(b"\0")
