@@ -25,7 +25,8 @@ from stager.hub.base import Snapshot
 from stager.hub.http import Address, HttpReader, Shelf
 from stager.hub.listing import Listed, snapshot, unknown_revision
 from stager.hub.refusals import LATER, hidden, words
-from stager.hub.trouble import on_the_way
+from stager.hub.tokens import fit
+from stager.hub.trouble import on_the_way, unsent
 from stager.net.answers import retry_after
 from stager.store.base import Reader
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from stager.hub.opening import HubOptions
 
 TOKEN, ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"
+_OLD_TOKEN = "HUGGING_FACE_HUB_TOKEN"  # noqa: S105  # where it is, not what
 _SITE = "https://huggingface.co"
 _DENIED = (
     f"set {TOKEN} to a token of an account that may read it, and accept its conditions on the model's page"
@@ -109,12 +111,13 @@ class _Sdk:
             raise UsageError(
                 f"{ENDPOINT}: `{told(self.endpoint)}` is no address", hint="write it with `https://`"
             )
+        self.token = ""  # until it is known: what goes wrong meanwhile is told without it
         with self._translated(None):
-            self.token = get_token() or ""
-        self.credentials = ""
-        if self.token:
-            named = any(os.environ.get(name) for name in (TOKEN, "HUGGING_FACE_HUB_TOKEN"))
-            self.credentials = TOKEN if named else "the login of huggingface_hub"
+            found = get_token()
+        named = next((name for name in (TOKEN, _OLD_TOKEN) if os.environ.get(name, "").strip()), "")
+        whence = named or "the login of huggingface_hub"
+        self.token = fit(found, whence)
+        self.credentials = whence if self.token else ""
         # Without a token it shall look for none: what it finds is what is told as `credentials`.
         self._api = HfApi(endpoint=self.endpoint, token=self.token or False)
 
@@ -184,11 +187,13 @@ class _Sdk:
             return self._refused(exc, model, revision)
         if isinstance(exc, errors.HFValidationError):
             return UsageError(f"{self._source}: {hidden(words(str(exc)), self.token)}")
+        if (mistake := unsent(exc, self._source, ENDPOINT)) is not None:
+            return mistake
         if isinstance(exc, ValueError):  # what is not JSON, whoever says so
             return self._garbled(exc)
         transport = type(exc).__module__.partition(".")[0]
         if isinstance(exc, OSError) or transport in _TRANSPORTS:
-            return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}")
+            return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}", self.endpoint)
         return self._garbled(exc)
 
     def _refused(self, exc: Any, model: str | None, revision: str | None) -> StagerError:

@@ -37,7 +37,8 @@ from stager.hub.http import Address, HttpReader, Shelf
 from stager.hub.listing import Listed, snapshot, unknown_revision
 from stager.hub.refusals import LATER, NO_ACCESS, hidden, words
 from stager.hub.region import region
-from stager.hub.trouble import on_the_way
+from stager.hub.tokens import fit
+from stager.hub.trouble import on_the_way, unsent
 from stager.store.base import Reader
 
 if TYPE_CHECKING:
@@ -192,9 +193,7 @@ class _Sdk:
             _bound_waiting(self._api.legacy, options.connect_timeout, options.read_timeout)
         self.endpoint: str = config.endpoint
         self.token: str = config.token or ""
-        self.credentials = ""
-        if self.token:
-            self.credentials = TOKEN if os.environ.get(TOKEN) else f"the login in {config.credentials_dir}"
+        self.credentials = _whence(config) if self.token else ""
 
     def headers(self) -> dict[str, str]:
         """What says who asks; some of the hub's paths want one, some the other."""
@@ -242,12 +241,14 @@ class _Sdk:
             raise self._error(exc) from exc
         # Before those of the network: what requests raises for an answer that is not JSON is both.
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            if (mistake := unsent(exc, self._source, "MODELSCOPE_ENDPOINT")) is not None:
+                raise mistake from exc
             raise RemoteError(
                 f"{self._source}: the answer is not what ModelScope sends ({type(exc).__name__})",
                 hint=f"check MODELSCOPE_ENDPOINT, and that nothing in between answers for {shown(self.endpoint)}",
             ) from exc
         except OSError as exc:  # those of requests, too
-            raise on_the_way(exc, f"{self._source}, at {told(self.endpoint)}") from exc
+            raise on_the_way(exc, f"{self._source}, at {told(self.endpoint)}", self.endpoint) from exc
 
     def _error(self, exc: Any) -> StagerError:
         """What an error of the SDK's means."""
@@ -269,7 +270,7 @@ class _Sdk:
             said = f"{self._source} does not exist" + ("" if self.token else ", or is private")
             return NotFound(f"{said} ({why})", hint=None if self.token else _NO_TOKEN)
         if isinstance(exc, errors.NetworkError):
-            return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}")
+            return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}", self.endpoint)
         if isinstance(exc, errors.InvalidParameter):
             return UsageError(f"{self._source}: the hub does not accept the request ({why})")
         wait = getattr(exc, "retry_after", None)
@@ -320,8 +321,14 @@ def _opened(timeout: float) -> tuple[Any, Any]:
     # The import may have moved the folders, by variables that only modelscope knows. Endpoint and token are those of now.
     found = get_default_config()
     config = Unwritten(cache_dir=found.cache_dir, config_dir=found.config_dir)
+    config.token = fit(config.token, _whence(config))
     set_default_config(config)
     return HubApi(timeout=math.ceil(timeout), max_retries=0), config
+
+
+def _whence(config: Any) -> str:
+    """Where the token in `config` comes from, in words."""
+    return TOKEN if os.environ.get(TOKEN, "").strip() else f"the login in {config.credentials_dir}"
 
 
 def _bound_waiting(client: Any, connect: float, read: float) -> None:
