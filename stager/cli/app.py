@@ -27,6 +27,7 @@ _COMMANDS = {
     "ready": "Answer by exit code whether the marker says ready and is still true.",
     "wait": "Wait until `ready` would say yes.",
     "evict": "Give the pages of files back to the system.",
+    "bench": "Measure how fast a storage loads a model, cold and again, by several ways.",
     "install": "Copy the self-contained program into a folder, for containers without Python.",
 }
 _MAIN_PROCESSES = ("pull", "fetch", "warm", "run")  # of containers; a probe that fails is nobody's last word

@@ -1,0 +1,121 @@
+"""``stager bench``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+import click
+
+from stager.cli.conduct import Output, conduct
+from stager.cli.options import (
+    DURATION,
+    PATH,
+    PATHS,
+    Parsed,
+    option,
+    was_given,
+    with_marker,
+    with_output,
+    with_selection,
+)
+from stager.cli.store_options import with_store_options
+from stager.core.bench_plan import METHODS, parse_loaders, parse_methods
+from stager.core.errors import AnswerNo, UsageError
+from stager.core.location import Location, is_remote, told
+from stager.jobs.options import Selection
+from stager.store.opening import StoreOptions
+
+_QUICK_LOADERS = (1, 4)
+
+
+@click.command("bench")
+@PATHS
+@option("--methods", metavar="NAME,...", default="", type=Parsed("NAME,...", lambda text: parse_methods(text) if text else ()), help=f"Only these ways: {', '.join(METHODS)}. [default: all that apply]")  # fmt: skip
+@option("--loaders", metavar="N,...", default="1,4,8,16", show_default=True, type=Parsed("N,...", parse_loaders), help="So many loaders at once.")  # fmt: skip
+@option("--rounds", default=3, type=click.IntRange(1, 100), show_default=True, help="Runs of each kind.")
+@option(
+    "--quick", is_flag=True, help="Under two minutes: one round, 1 and 4 loaders, and of large models a part."
+)
+@option("--per-file", is_flag=True, help="Read and map each file by itself too.")
+@option("--to", type=click.Choice(["cpu", "cuda"]), help="Measure safetensors' own loader into memory or onto the GPU too; needs torch.")  # fmt: skip
+@option("--python", metavar="PROGRAM", default=sys.executable, help="The interpreter that has torch and safetensors. [default: stager's own]")  # fmt: skip
+@option("--into", metavar="DIR", type=PATH, help="Where models from a store are fetched to, and removed from again. [default: /dev/shm]")  # fmt: skip
+@option("--report", metavar="DIR", type=PATH, help="Write a report with charts, and every number, into DIR.")
+@option("--timeout", type=DURATION, help="Start nothing more after so long.")
+@option("--yes", is_flag=True, help="Evict the pages of these files without asking.")
+@with_selection
+@with_store_options
+@with_marker
+@with_output
+def command(
+    paths: tuple[str, ...],
+    methods: tuple[str, ...],
+    loaders: tuple[int, ...],
+    rounds: int,
+    to: str | None,
+    python: str,
+    into: str | None,
+    report: str | None,
+    timeout: float | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    store: StoreOptions,
+    marker: str,
+    *,
+    quick: bool,
+    per_file: bool,
+    yes: bool,
+    output: Output,
+) -> int:
+    """Measure how fast a storage loads a model: cold and again, by several ways, with several loaders at once.
+
+    PATH is a folder or file on any mount, or oss://BUCKET/PREFIX. Before each cold run the files are evicted and proven to
+    have no page resident, so whoever uses them now loses them: not for a model that is in service. Nothing is written to the storage.
+
+    \b
+    Examples:
+      stager bench /models/r1 --quick --yes
+      stager bench /mnt/nas/r1 /mnt/oss/r1 oss://bucket/models/r1 --report bench-r1
+      stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
+    """
+    from stager.jobs.bench import Bench, BenchOptions
+
+    for path in paths:
+        if is_remote(path):
+            Location.parse(path)
+    if not yes:
+        _ask([path for path in paths if not is_remote(path)])
+    options = BenchOptions(
+        selection=Selection(paths=paths, include=include, exclude=exclude),
+        store=store,
+        methods=methods,
+        loaders=loaders if was_given("loaders") or not quick else _QUICK_LOADERS,
+        rounds=rounds if was_given("rounds") or not quick else 1,
+        quick=quick,
+        per_file=per_file,
+        to=to or "",
+        python=python,
+        into=os.path.abspath(into) if into else None,
+        report=report,
+        timeout=timeout,
+        marker=marker,
+        command=shlex.join(["stager", *(told(word) if is_remote(word) else word for word in sys.argv[1:])]),
+    )
+    return conduct(output, lambda reporter: Bench(options, reporter))
+
+
+def _ask(paths: list[str]) -> None:
+    """Raises unless a person agrees that the pages of `paths` go; without a terminal nobody can."""
+    if not paths:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "a benchmark evicts the files' pages from memory, and there is no terminal to ask on",
+            hint="add --yes when nobody is being served from these files",
+        )
+    if not click.confirm(
+        "This evicts the files' pages from memory, again and again. Is nobody served from them?", err=True
+    ):
+        raise AnswerNo("not confirmed, nothing was done")

@@ -1,0 +1,323 @@
+"""``stager bench``: how fast this storage loads this model, cold and again, by every way there is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager import __version__
+from stager.core.bench_plan import (
+    QUICK_S,
+    SAFETENSORS,
+    Trial,
+    in_round,
+    methods_for,
+    quick_bytes,
+    sample,
+    trials_of,
+)
+from stager.core.bench_reports import COLD, WARM, BenchCell, BenchMachine, BenchResults, BenchSummary
+from stager.core.bench_stats import make_cell, runs_of
+from stager.core.bench_table import table
+from stager.core.budget import Policy, admit, binding_text
+from stager.core.errors import AnswerNo, DeadlineExceeded, NotFound, ResourceRefused, UsageError
+from stager.core.events import Note
+from stager.core.location import Location, is_remote
+from stager.core.marker import DEFAULT_PATH
+from stager.core.model import LevelKind
+from stager.core.units import count, format_size, shown
+from stager.engine import runtime
+from stager.jobs.bench_children import Children
+from stager.jobs.bench_ground import Ground, StoreGround, look_at, look_at_store
+from stager.jobs.bench_methods import Methods
+from stager.jobs.bench_probe import fetch_rate, give_back, rates
+from stager.jobs.bench_trial import Trials
+from stager.jobs.options import Selection
+from stager.node.memory import Gauge
+from stager.store.opening import StoreOptions
+
+if TYPE_CHECKING:
+    from stager.core.model import MemorySnapshot
+    from stager.engine.report import Reporter
+
+_LIMITS = (
+    "caches behind this node's page cache (a FUSE daemon's, a server's, a hypervisor's): cold means that no page was resident here",
+    "copies into a GPU, or into an engine's own memory: loaders touch or read every byte and keep none",
+)
+_LIMITS_TO = (_LIMITS[0],)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """Everything ``stager bench`` can be told. `methods` empty: all. `to` is ``cpu``, ``cuda`` or empty; `python` the interpreter for it.
+
+    `into` is where models are fetched to, None for /dev/shm. `report` is the folder of the report, None for none. `command` is the
+    command line, for the report.
+    """
+
+    selection: Selection
+    store: StoreOptions
+    methods: tuple[str, ...] = ()
+    loaders: tuple[int, ...] = (1, 4, 8, 16)
+    rounds: int = 3
+    quick: bool = False
+    per_file: bool = False
+    to: str = ""
+    python: str = ""
+    into: str | None = None
+    report: str | None = None
+    timeout: float | None = None
+    marker: str = DEFAULT_PATH
+    command: str = ""
+
+
+class Bench:
+    """One benchmark. `run` gives the exit code; the storage is read and never written."""
+
+    def __init__(self, options: BenchOptions, reporter: Reporter) -> None:
+        self._options = options
+        self._reporter = reporter
+        self._children = Children()
+        self._scratch = tempfile.mkdtemp(prefix="stager-bench-")
+        self._methods = Methods(self._children, self._scratch, options.to, options.python)
+        self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
+        self._planned: list[Trial] = []
+        self._began = time.monotonic()
+        self._date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._machine = _machine(Gauge().read(), 0.0)
+
+    def withdraw(self, reason: str) -> None:
+        """Ends what runs; nothing outlives the benchmark."""
+        del reason
+        self._children.close()
+
+    def stuck(self) -> list[str]:
+        """Nothing known beyond `runtime.hanging`."""
+        return []
+
+    async def run(self) -> int:
+        """Measure; 0, or raises `AnswerNo` when nothing could be measured, `DeadlineExceeded` when --timeout came first.
+
+        Raises `NotFound`, `AccessDenied` for what is not there, `ResourceRefused` for what does not fit into memory.
+        """
+        try:
+            return await self._run()
+        finally:
+            self._children.close()
+            with runtime.sheltered(20.0):
+                await runtime.in_thread("removing temporary files", self._tidy)
+
+    def _tidy(self) -> None:
+        self._trials.tidy()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    async def _run(self) -> int:
+        options = self._options
+        limits = [options.timeout, QUICK_S if options.quick else None]
+        if ends := [self._began + limit for limit in limits if limit is not None]:
+            self._trials.until = min(ends)
+        self._machine = _machine(Gauge().read(), os.getloadavg()[0])
+        if options.to:
+            await runtime.in_thread("looking for torch", self._methods.check_safetensors)
+        self._trials.grounds = [await self._ground(path) for path in options.selection.paths]
+        if options.quick:
+            self._trials.grounds = [await self._sampled(ground) for ground in self._trials.grounds]
+        self._trials.grounds = [self._fitting(ground) for ground in self._trials.grounds]
+        self._plan()
+        await self._measure()
+        return await self._conclude()
+
+    # Before
+
+    async def _ground(self, path: str) -> Ground | StoreGround:
+        options = self._options
+        selection = replace(options.selection, paths=(path,))
+        if not is_remote(path):
+            ground = await look_at(path, selection)
+            return ground if ground.why_not_cold else await give_back(ground, options.marker)
+        into = options.into or _shm()
+        if not os.path.isdir(into):
+            raise NotFound(f"`{shown(into)}`: no such folder", hint="name a folder to fetch into with --into")
+        found = await look_at_store(Location.parse(path), options.store, selection, into, self._reporter)
+        if not found.sizes:
+            raise NotFound(f"nothing in `{shown(path)}` matches", hint="check --include and --exclude")
+        return found
+
+    async def _sampled(self, ground: Ground | StoreGround) -> Ground | StoreGround:
+        """As much of `ground` as --quick has time for. The time is shared out evenly between the storages."""
+        rounds = self._options.rounds * len(self._options.selection.paths)
+        trials = self._trials_of(0, ground, per_file=False)
+        sizes: Sequence[int]
+        if isinstance(ground, StoreGround):
+            rate = await self._fetch_rate(ground)
+            sizes = [size for _, size in ground.sizes]
+            both = (rate, rate)
+        elif ground.why_not_cold:
+            return ground
+        else:
+            both = await rates(ground, self._methods)
+            sizes = [file.size for file in ground.files]
+        found = ground.sampled(sample(sizes, quick_bytes(trials, *both, rounds)))
+        if found.storage.sampled:
+            what = count(found.storage.files, "file")
+            text = f"--quick: {format_size(found.total)} of {format_size(ground.total)} are read ({what}) of {shown(ground.storage.path)}"
+            self._reporter.emit(Note("info", "sampled", text))
+        return found
+
+    async def _fetch_rate(self, ground: StoreGround) -> float:
+        folder = tempfile.mkdtemp(prefix="stager-bench-", dir=ground.into)
+        try:
+            return await fetch_rate(ground, self._methods, folder)
+        finally:
+            with runtime.sheltered(10.0):
+                remove = partial(shutil.rmtree, folder, ignore_errors=True)
+                await runtime.in_thread("removing what was fetched", remove)
+
+    def _fitting(self, ground: Ground | StoreGround) -> Ground | StoreGround:
+        """`ground`, or the same with the reason why its model does not fit into memory. Raises `ResourceRefused` for the only one."""
+        if isinstance(ground, StoreGround) or ground.why_not_cold:
+            return ground  # a fetch looks for itself
+        admission = admit(Gauge().read(), Policy(reserve=0), ground.total, 0)
+        if admission.fits:
+            return ground
+        bound = f": {binding_text(admission.binding)}" if admission.binding else ""
+        why = (
+            f"{format_size(admission.shortfall)} of {format_size(ground.total)} do not fit into memory{bound}"
+        )
+        if len(self._trials.grounds) == 1:
+            raise ResourceRefused(
+                f"`{shown(ground.storage.path)}`: {why}",
+                hint="choose some of its files with --include, or use --quick",
+            )
+        return replace(ground, why_not_cold=why, why_not_warm=why)
+
+    def _trials_of(self, index: int, ground: Ground | StoreGround, *, per_file: bool) -> list[Trial]:
+        options = self._options
+        methods = methods_for(options.methods, store=ground.store, to=options.to)
+        files = (
+            [file.entry.path for file in ground.files if file.size]
+            if isinstance(ground, Ground) and per_file
+            else []
+        )
+        return trials_of(index, methods, options.loaders, files)
+
+    def _plan(self) -> None:
+        options = self._options
+        for index, ground in enumerate(self._trials.grounds):
+            self._planned += self._trials_of(index, ground, per_file=options.per_file)
+        if not self._planned:
+            names = ", ".join(options.methods)
+            raise UsageError(
+                f"--methods {names}: none of them is for these storages", hint="see `stager bench --help`"
+            )
+        if self._machine.load > self._machine.cores / 2:
+            busy = f"load average {self._machine.load:.1f} on {count(self._machine.cores, 'core')}: others use this machine"
+            self._reporter.emit(Note("warning", "busy", busy))
+        runs = 2 * options.rounds * len(self._planned)
+        rounds = count(options.rounds, "round")
+        self._reporter.emit(
+            Note("info", "plan", f"at most {count(runs, 'run')} in {rounds}, each cold and again")
+        )
+
+    # Measuring
+
+    async def _measure(self) -> None:
+        for number in range(self._options.rounds):
+            for trial in in_round(self._planned, number):
+                if self._trials.over:
+                    return
+                await self._trials.run(trial, number + 1)
+
+    # After
+
+    def _cells(self) -> list[BenchCell]:
+        return [self._cell(trial, state) for trial in self._planned for state in (COLD, WARM)]
+
+    def _cell(self, trial: Trial, state: str) -> BenchCell:
+        storage = self._trials.grounds[trial.storage].storage
+        runs = runs_of(self._trials.runs, storage.path, trial.method, state, trial.loaders, trial.file)
+        why = self._trials.why_not(trial, state)
+        if not runs and not why:
+            why = self._short_of_time() if self._trials.over else "the cold run before it did not count"
+        return make_cell(
+            storage.path,
+            storage.filesystem,
+            trial.method,
+            state,
+            trial.loaders,
+            file=trial.file,
+            runs=runs,
+            unmeasured=why,
+        )
+
+    def _short_of_time(self) -> str:
+        return "--quick had no time left" if self._options.quick else "--timeout ran out"
+
+    async def _conclude(self) -> int:
+        options, runs, cells = self._options, self._trials.runs, self._cells()
+        for cell in cells:
+            self._reporter.emit(cell)
+        storages = tuple(ground.storage for ground in self._trials.grounds)
+        used = {trial.method for trial in self._planned}
+        summary = BenchSummary(
+            machine=self._machine,
+            storages=storages,
+            methods=tuple(dict.fromkeys(trial.method for trial in self._planned)),
+            loaders=options.loaders,
+            rounds=options.rounds,
+            quick=options.quick,
+            to=options.to,
+            began=self._date,
+            seconds=time.monotonic() - self._began,
+            runs=sum(run.counts for run in runs),
+            disturbed=sum(run.disturbed for run in runs),
+            failed=sum(bool(run.failed) for run in runs),
+            unmeasured=sum(cell.seconds is None for cell in cells),
+            limits=_LIMITS_TO if SAFETENSORS in used and options.to == "cuda" else _LIMITS,
+            command=options.command,
+            report=os.path.abspath(options.report) if options.report else "",
+            table=table(storages, cells),
+        )
+        if options.report:
+            await self._report(BenchResults(summary, tuple(runs), tuple(cells)), options.report)
+        self._reporter.emit(summary)
+        if not summary.runs:
+            why = next((cell.unmeasured for cell in cells if cell.unmeasured), "")
+            raise AnswerNo("nothing could be measured", hint=why or None)
+        late = options.timeout is not None and time.monotonic() - self._began >= options.timeout
+        if late and self._trials.over:
+            raise DeadlineExceeded("--timeout ran out", hint="what was measured until then is above")
+        return 0
+
+    async def _report(self, results: BenchResults, folder: str) -> None:
+        from stager.jobs.bench_report import write_report
+
+        await runtime.in_thread(f"writing {shown(folder)}", partial(write_report, results, folder))
+
+
+def _shm() -> str:
+    return "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()  # noqa: S108 - memory, and new folders in it
+
+
+def _machine(snapshot: MemorySnapshot, load: float) -> BenchMachine:
+    system = next((level for level in snapshot.levels if level.kind is LevelKind.SYSTEM), None)
+    memory = system.limit or 0 if system else 0
+    available = memory - system.used + system.reclaimable if system else 0
+    lru = {"mglru": "MGLRU"}.get(snapshot.lru, snapshot.lru)
+    return BenchMachine(
+        os.uname().release,
+        os.cpu_count() or 1,
+        memory,
+        available,
+        lru,
+        load,
+        platform.python_version(),
+        __version__,
+    )

@@ -1,0 +1,100 @@
+"""Before a benchmark: giving pages back as ``stager evict`` does, and for --quick a first look at how fast the storage is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core.bench_plan import OFFSETS, READ, Sample
+from stager.core.reports import EvictSummary
+from stager.core.units import MIB
+from stager.engine import runtime
+from stager.jobs.bench_children import ChildFailed
+from stager.jobs.evict import evict
+
+if TYPE_CHECKING:
+    from stager.core.events import Event, Progress
+    from stager.jobs.bench_ground import Ground, StoreGround
+    from stager.jobs.bench_methods import Methods
+
+_FIRST = 8 * MIB
+_LONG_ENOUGH_S = 0.4  # then the rate is known well enough
+_MOST_S = 8.0  # for one probe
+_FETCH_S = 20.0
+_FETCH_AT_LEAST = 4 * MIB
+
+
+async def give_back(ground: Ground, marker: str) -> Ground:
+    """Evict what `ground` names as ``stager evict`` does, a marker that vouches for it withdrawn; the ground with the reason why pages stayed."""
+    said = _Listener()
+    await evict(ground.selection, said, marker=marker)
+    stayed = [why for event in said.events if isinstance(event, EvictSummary) for _, _, why in event.stayed]
+    return replace(ground, stayed=stayed[0] if stayed else "")
+
+
+class _Listener:
+    """A reporter that keeps what it is told."""
+
+    stdout_failed = False
+    stdout_error = None
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def progress(self, event: Progress) -> None:
+        """Nothing."""
+
+    def print_now(self, otherwise: Event | None = None) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+async def rates(ground: Ground, methods: Methods) -> tuple[float, float]:
+    """(bytes/s of reading, bytes/s of touching a mapping) of the largest file, cold, each measured for a moment."""
+    largest = max(range(len(ground.files)), key=lambda index: ground.files[index].size)
+    found = []
+    for how in (READ, OFFSETS):
+        look = partial(_rate, ground, methods, how, largest)
+        found.append(await runtime.in_thread(f"probing {ground.storage.path}", look))
+    return found[0], found[1]
+
+
+def _rate(ground: Ground, methods: Methods, how: str, index: int) -> float:
+    """From the beginning of the file, longer stretches until one takes long enough."""
+    size, stretch = ground.files[index].size, _FIRST
+    ends = time.monotonic() + _MOST_S
+    rate = 1.0
+    while True:
+        part = ground.sampled(Sample((index,), min(stretch, size)))
+        try:
+            part.chill()
+            took = methods.load(how, part, 1, ends)
+        except (ChildFailed, OSError):
+            return rate
+        rate = part.total / max(1e-6, took.seconds)
+        if took.seconds >= _LONG_ENOUGH_S or stretch >= size or time.monotonic() + 4 * took.seconds > ends:
+            return rate
+        stretch *= 4
+
+
+async def fetch_rate(store: StoreGround, methods: Methods, folder: str) -> float:
+    """Bytes/s of fetching one object that is large enough to say something, into `folder`; 0.0 when it does not come in time."""
+    order = sorted(range(len(store.sizes)), key=lambda index: store.sizes[index][1])
+    enough = [index for index in order if store.sizes[index][1] >= _FETCH_AT_LEAST] or order[-1:]
+    one = store.sampled(Sample((enough[0],)))
+
+    def fetch() -> float:
+        try:
+            took = methods.fetch(one, folder, time.monotonic() + _FETCH_S)
+        except (ChildFailed, OSError):
+            return 0.0
+        return 0.0 if took.failed else one.total / max(1e-6, took.seconds)
+
+    return await runtime.in_thread(f"probing {store.storage.path}", fetch)

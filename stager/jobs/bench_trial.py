@@ -1,0 +1,249 @@
+"""Trials of a benchmark: a cold run and a second load, each proven before and after, thrown away and repeated when disturbed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core.bench_plan import FETCH_MMAP, NAMES, READ
+from stager.core.bench_reports import COLD, WARM, BenchRun
+from stager.core.units import format_size, shown
+from stager.engine import runtime
+from stager.jobs.bench_children import ChildFailed
+from stager.jobs.bench_ground import Ground, StoreGround, look_at
+from stager.jobs.bench_methods import Took
+from stager.jobs.options import Selection
+from stager.node import counters
+
+if TYPE_CHECKING:
+    from stager.core.bench_plan import Trial
+    from stager.core.bench_reports import BenchStorage
+    from stager.jobs.bench_methods import Methods
+
+FOLDER = "stager-bench-"
+"""What the names of the folders begin with that models are fetched into."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    """Bytes resident (None: unknown) at one moment, and why a run beside it proves nothing; empty when it does."""
+
+    resident: int | None
+    wrong: str = ""
+
+
+@dataclass
+class Trials:
+    """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything.
+
+    `told` gets every run as soon as it has ended; `runs` has them all. `tidy` removes what was fetched.
+    """
+
+    methods: Methods
+    grounds: list[Ground | StoreGround]
+    rounds: int
+    told: Callable[[BenchRun], None]
+    until: float | None = None
+    runs: list[BenchRun] = field(default_factory=list)
+    _folders: set[str] = field(default_factory=set)
+    _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
+    _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
+
+    @property
+    def over(self) -> bool:
+        """Whether no time is left."""
+        return self.until is not None and time.monotonic() >= self.until
+
+    def why_not(self, trial: Trial, state: str) -> str:
+        """Why there is no such run; empty where there may be."""
+        ground = self.grounds[trial.storage]
+        if isinstance(ground, Ground):
+            why = ground.why_not_cold if state == COLD else ground.why_not_warm
+            if why:
+                return why
+        return self.methods.why_not(trial.method, ground)
+
+    async def run(self, trial: Trial, number: int) -> None:
+        """Both states of `trial` in round `number` (from 1)."""
+        ground = self.grounds[trial.storage]
+        if isinstance(ground, StoreGround):
+            await self._repeat(trial, WARM, partial(self._fetch, ground, trial, number))
+            return
+        only = ground.only(trial.file) if trial.file else ground
+        for state in (COLD, WARM):
+            await self._repeat(trial, state, partial(self._on_mount, only, trial, state, number))
+        if not ground.why_not_cold:
+            await runtime.in_thread(f"evicting {shown(ground.storage.path)}", only.chill)
+
+    async def _repeat(self, trial: Trial, state: str, once: Callable[[], Awaitable[BenchRun]]) -> None:
+        """Run `once` until a run counts, at most as often again as there are rounds. What failed fails again: it is not tried in any round."""
+        while not (self.over or self.why_not(trial, state) or (trial, state) in self._hopeless):
+            made = await once()
+            if made.failed:
+                self._hopeless.add((trial, state))
+            if not made.disturbed or self._again[trial, state] >= self.rounds:
+                return
+            self._again[trial, state] += 1
+
+    def _keep(self, run: BenchRun) -> BenchRun:
+        run = replace(run, run=f"r{len(self.runs) + 1:03d}")
+        self.runs.append(run)
+        self.told(run)
+        return run
+
+    # On a mount
+
+    async def _on_mount(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
+        label = f"measuring {trial.method} of {shown(ground.storage.path)}"
+        once = partial(self._measure, ground, trial, state, number)
+        return self._keep(await runtime.in_thread(label, once))
+
+    def _measure(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
+        before = _chilled(ground) if state == COLD else self._filled(ground)
+        took = Took()
+        drops, read = counters.cache_drops(), counters.delivered(ground.storage.device)
+        if not before.wrong:
+            took = _tried(partial(self.methods.on_mount, trial.method, ground, trial.loaders, self.until))
+        now = counters.delivered(ground.storage.device)
+        after = _counted(ground)
+        lost = _lost(ground, after, dropped=counters.cache_drops() > drops)
+        run = _made(ground.storage, trial, state, number, took, ground.total)
+        return replace(
+            run,
+            device_bytes=now - read if now is not None and read is not None else None,
+            resident_before=before.resident,
+            resident_after=after,
+            residency_by=run.residency_by if ground.counted else "canary",
+            disturbed=bool(before.wrong or (lost and not took.failed)),
+            reason=before.wrong or ("" if took.failed else lost),
+        )
+
+    def _filled(self, ground: Ground) -> _Pages:
+        """Everything resident: so it is after a run that nobody disturbed, else it is read once more before."""
+        if not ground.counted:
+            return _Pages(0)  # opening the files drops what there may be
+        found = _counted(ground)
+        if found is not None and found < ground.total:
+            _tried(partial(self.methods.load, READ, ground, 1, self.until))
+            found = _counted(ground)
+        return _Pages(found, _lost(ground, found, dropped=False))
+
+    # From a store
+
+    async def _fetch(self, store: StoreGround, trial: Trial, number: int) -> BenchRun:
+        """A fetch into a new folder, and once more into the same; the run that counts least of the two."""
+        try:
+            folder = await runtime.in_thread(
+                f"making a folder in {shown(store.into)}", partial(self._folder, store)
+            )
+            first = await self._fetch_once(store, trial, COLD, number, folder)
+            return first if not first.counts else await self._fetch_once(store, trial, WARM, number, folder)
+        finally:
+            with runtime.sheltered(10.0):
+                await runtime.in_thread("removing what was fetched", self.tidy)
+
+    def _folder(self, store: StoreGround) -> str:
+        folder = tempfile.mkdtemp(prefix=FOLDER, dir=store.into)
+        self._folders.add(folder)
+        return folder
+
+    def tidy(self) -> None:
+        """Remove what was fetched. Blocks."""
+        for folder in list(self._folders):
+            shutil.rmtree(folder, ignore_errors=True)
+            self._folders.discard(folder)
+
+    async def _fetch_once(
+        self, store: StoreGround, trial: Trial, state: str, number: int, folder: str
+    ) -> BenchRun:
+        before = _Pages(0)
+        if state == WARM:
+            there = await look_at(folder, Selection(paths=(folder,)))
+            before = await runtime.in_thread("counting pages", partial(self._filled, there))
+        fetch = partial(_tried, partial(self.methods.fetch, store, folder, self.until))
+        took = await runtime.in_thread(f"fetching {shown(str(store.location))}", fetch)
+        if took.failed:
+            run = _made(store.storage, trial, state, number, took, store.total)
+            return self._keep(replace(run, resident_before=before.resident))
+        ground = await look_at(folder, Selection(paths=(folder,)))
+        if trial.method == FETCH_MMAP:
+            load = partial(_tried, partial(self.methods.load, NAMES, ground, trial.loaders, self.until))
+            took = (await runtime.in_thread("loading what was fetched", load)).follows(took)
+        after = await runtime.in_thread("counting pages", partial(_counted, ground))
+        lost = "" if took.failed else _lost(ground, after, dropped=False)
+        run = _made(store.storage, trial, state, number, replace(took, size=ground.total), ground.total)
+        return self._keep(
+            replace(
+                run,
+                resident_before=before.resident,
+                resident_after=after,
+                residency_by=ground.storage.residency_by,
+                disturbed=bool(before.wrong or lost),
+                reason=before.wrong or lost,
+            )
+        )
+
+
+def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: Took, total: int) -> BenchRun:
+    return BenchRun(
+        storage=storage.path,
+        filesystem=storage.filesystem,
+        method=trial.method,
+        state=state,
+        loaders=trial.loaders,
+        round=number,
+        run="",
+        file=trial.file,
+        bytes=total if took.size is None else took.size,
+        seconds=took.seconds,
+        loader_seconds=took.each,
+        files=took.files,
+        cpu_seconds=took.cpu,
+        device_bytes=None,
+        resident_before=None,
+        resident_after=None,
+        residency_by=storage.residency_by,
+        failed=took.failed,
+        timeline=took.timeline,
+    )
+
+
+def _tried(call: Callable[[], Took]) -> Took:
+    try:
+        return call()
+    except ChildFailed as exc:
+        return Took(failed=str(exc))
+    except OSError as exc:
+        return Took(failed=f"it could not be started: {exc.strerror}")
+
+
+def _chilled(ground: Ground) -> _Pages:
+    try:
+        return _Pages(*ground.chill())
+    except OSError as exc:
+        return _Pages(None, f"it could not be made cold: {exc.strerror}")
+
+
+def _counted(ground: Ground) -> int | None:
+    try:
+        return ground.resident()
+    except OSError:
+        return None
+
+
+def _lost(ground: Ground, found: int | None, *, dropped: bool) -> str:
+    """What of the pages that must be there is not; empty when they are, or where nobody can count them."""
+    if not ground.counted:
+        return ""
+    if found is None:
+        return "its pages can no longer be counted"
+    if found >= ground.total:
+        return ""
+    by = "somebody dropped the whole page cache" if dropped else "somebody dropped them, or memory is short"
+    return f"{format_size(ground.total - found)} of {format_size(ground.total)} are not resident: {by}"
