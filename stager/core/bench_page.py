@@ -23,8 +23,8 @@ from stager.core.bench_page_parts import (
 )
 from stager.core.bench_page_style import STYLE
 from stager.core.bench_page_tables import LOADS, Results
-from stager.core.bench_reports import COLD, BenchResults, BenchStorage
-from stager.core.bench_svg import escaped
+from stager.core.bench_reports import COLD, BenchResults, BenchRun, BenchStorage
+from stager.core.bench_svg import escaped, seconds_text
 from stager.core.units import count, format_duration
 
 LINES = "results.jsonl"
@@ -150,10 +150,21 @@ def _over_time(results: Results) -> list[Block]:
         if run is not None:
             blocks += [
                 Heading(3, _named(storage)),
+                _which(run),
                 figures.over_time(run, f"time-{at}-chart"),
                 tables.over_time(run, f"time-{at}"),
             ]
     return [Heading(2, "One run over time"), *blocks] if blocks else []
+
+
+def _which(run: BenchRun) -> Prose:
+    points = len(tables.moments(run))
+    some = (
+        f" Of its {points} points the table has at most {tables.MOST_POINTS}."
+        if points > tables.MOST_POINTS
+        else ""
+    )
+    return (f"Run {run.run}: ", Mono(run.method), f", cold, {seconds_text(run.seconds)} in all.{some}")
 
 
 def _files(results: Results) -> list[Block]:
@@ -165,7 +176,7 @@ def _files(results: Results) -> list[Block]:
             most = f" (the {tables.MOST_FILES} largest)" if len(within.rows) == tables.MOST_FILES else ""
             blocks += [
                 Heading(3, _named(storage)),
-                f"Within the cold runs of `read`{most}:".replace("`", ""),
+                ("Within the cold runs of ", Mono("read"), f"{most}:"),
                 within,
             ]
         if single.rows:

@@ -24,7 +24,7 @@ def loads(results: Results, storage: str, name: str) -> Figure:
     like = [row for other in others for row in _bars(results, other)]
     scale = "Each storage has a scale of its own." if own else "The scale is the same for all storages."
     caption = (
-        f"Seconds until every byte was read, with {count(results.least, 'loader')}: the bar is the median of the rounds, the whiskers are the fastest "
+        f"Seconds from the beginning to the end, with {count(results.least, 'loader')}: the bar is the median of the rounds, the whiskers are the fastest "
         f"and the slowest. {scale if len(results.storages) > 1 else ''}"
     )
     return Figure(
@@ -137,9 +137,6 @@ def _strip(results: Results, cell: BenchCell, *, first: bool) -> Row:
 def over_time(run: BenchRun, name: str) -> Figure:
     """One run over time: throughput above, lanes below."""
     points = moments(run)
-    caption = (
-        f"Run {run.run}, {run.method} from cold on {shown(run.storage)}: above what came between each two reports of progress, below the lanes (P) "
-        "that the controller had open."
-    )
+    caption = "Above what came between each two reports of progress, below the lanes (P) that the controller had open."
     label = f"throughput and lanes of run {run.run} over time"
     return Figure(name, caption, lambda width, _: bench_charts.timeline(points, width=width, label=label))

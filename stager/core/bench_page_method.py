@@ -18,7 +18,7 @@ from stager.core.bench_plan import (
     WARM_MMAP,
     WARMING,
 )
-from stager.core.units import shown
+from stager.core.units import count, shown
 
 _WHAT: dict[str, Prose] = {
     READ: "every file from its beginning to its end, one after the other, by read(2) into one buffer of 4 MiB that is used again.",
@@ -28,30 +28,35 @@ _WHAT: dict[str, Prose] = {
     RECIPE: "the command line below: sixteen processes, each file read twice.",
     VMTOUCH: ("the command ", Mono("vmtouch -t"), "."),
     WARMING: ("the command ", Mono("stager warm"), ": it reads, and proves that every page is resident."),
-    WARM_MMAP: (Mono("stager warm"), ", then a load like ", Mono(OFFSETS), "; the time is that of both."),
+    WARM_MMAP: (Mono("stager warm"), ", then a load like ", Mono(NAMES), "; the time is that of both."),
     SAFETENSORS: ("safetensors' own loader, with ", Mono("--to"), "."),
-    FETCH: ("the command ", Mono("stager fetch"), " into an empty folder."),
+    FETCH: (
+        "the command ",
+        Mono("stager fetch"),
+        " into an empty folder; the second load is one into the folder that the first has filled.",
+    ),
     FETCH_MMAP: (
         Mono("stager fetch"),
         ", then a load of what came like ",
-        Mono(OFFSETS),
+        Mono(NAMES),
         "; the time is that of both.",
     ),
 }
 _RULES: tuple[Prose, ...] = (
     (
-        "Every run is made of fresh processes. The clock runs from the moment when all of them have started and are told to begin until the last "
-        "has ended."
+        "Every run is made of fresh processes. Loaders have started before the clock does, which runs until the last of them has ended; "
+        "of a command its start counts too."
     ),
     (
         "A cold run begins with nothing of the files in the page cache, a second load with all of it. Both are proven before the run by asking the "
-        "kernel about every page; where the kernel does not answer, the cell is not measured."
+        "kernel about every page; where it does not answer, the cell is not measured. On a mount that drops pages at every open nothing needs to be "
+        "dropped, and a second load is as cold as the first."
     ),
     (
         "A run after which pages that it had read are gone was disturbed by somebody: it is thrown away, counted, and made again, at most as often "
         "as there are rounds."
     ),
-    "Several loaders are processes that load the same model at the same time on one node. They share its page cache.",
+    "Every method reads the same files. Several loaders are processes that load them at the same time on one node; they share its page cache.",
     (
         "CPU is the time of all processes of a run, user and system. Bytes from the device are what the block device delivered meanwhile, to anybody; "
         "? where there is no block device."
@@ -62,7 +67,7 @@ _RULES: tuple[Prose, ...] = (
         "divided by this median."
     ),
 )
-_ROUNDS = "Each cell has {} rounds. Every second round goes through the methods backwards, so that what changes slowly falls on all of them alike."
+_ROUNDS = "{} in each cell, unless time ran out. Every second round goes through the methods backwards, so that what changes slowly falls on all of them alike."
 
 
 def method(results: Results) -> list[Block]:
@@ -74,7 +79,7 @@ def method(results: Results) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "How it was measured"),
         ("The command line was ", Mono(shown(summary.command)), "."),
-        Bullets((*_RULES, _ROUNDS.format(summary.rounds))),
+        Bullets((*_RULES, _ROUNDS.format(count(summary.rounds, "round")))),
         Heading(3, "The methods"),
         Bullets(tuple(_item(name) for name in used)),
         Heading(3, "Each number by hand"),
@@ -103,7 +108,7 @@ def _by_hand(path: str, used: list[str]) -> list[Block]:
     }
     return [
         (
-            "Make cold, and look: ",
+            "With nothing but the model in the folder, make it cold, and look: ",
             Mono("stager status"),
             " must say 0 % by cachestat or mincore, ",
             Mono("fincore"),

@@ -8,6 +8,7 @@ from statistics import median
 
 from stager.core.bench_charts import rates
 from stager.core.bench_page_parts import Entry, Mono, Runs, Table
+from stager.core.bench_plan import FETCH, LOADED, READ, WARMING
 from stager.core.bench_reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
 from stager.core.bench_stats import times_as_fast
 from stager.core.bench_svg import seconds_text, size_text
@@ -69,12 +70,12 @@ class Results:
 
     def reference(self, cell: BenchCell) -> BenchCell | None:
         """The cell that `cell` is held against: ``read``, cold, with as many loaders, of the same bytes; None without it."""
-        key = (cell.storage, cell.file, "read", COLD, cell.loaders)
+        key = (cell.storage, cell.file, READ, COLD, cell.loaders)
         return next((one for one in self.cells if one.key == key and one.seconds), None)
 
     def over_time(self, storage: str) -> BenchRun | None:
         """The run to be shown over time: of those of ``warm`` (else ``fetch``) from cold with the fewest loaders the one in the middle."""
-        for method in ("warm", "fetch"):
+        for method in (WARMING, FETCH):
             found = [
                 run
                 for run in self.all_runs
@@ -263,7 +264,7 @@ def single_files(results: Results, storage: str, name: str) -> Table:
 
 def files_within(results: Results, storage: str, name: str) -> Table:
     """Each file's time within the runs of ``read`` from cold with the fewest loaders; the largest `MOST_FILES`."""
-    key = (storage, "", "read", COLD, results.least)
+    key = (storage, "", READ, COLD, results.least)
     cell = next((cell for cell in results.cells if cell.key == key), None)
     found: dict[str, list[tuple[int, float, str]]] = {}
     for run in cell.runs if cell else ():
@@ -282,49 +283,45 @@ def files_within(results: Results, storage: str, name: str) -> Table:
 
 
 def in_short(results: Results) -> Table:
-    """A line a storage: reading one file after the other, the fastest way from cold, and the fastest second load."""
+    """A line a storage: reading one file after the other, the fastest load from cold, and the fastest second one."""
     columns = (
         "storage",
         "filesystem",
-        "fastest cold way",
         "bytes",
         "read, cold",
-        "that way",
+        "fastest cold load",
         "throughput",
         "fastest second load",
     )
     rows: list[tuple[Entry | Runs, ...]] = []
     for storage in results.storages:
         cells = [c for c in results.whole(storage.path) if c.loaders == results.least and c.seconds]
-        plain = next((c for c in cells if c.method == "read" and c.state == COLD), None)
-        cold = _fastest([c for c in cells if c.state == COLD])
-        second = _fastest([c for c in cells if c.state != COLD])
+        plain = next((c for c in cells if c.method == READ and c.state == COLD), None)
+        cold, second = (_fastest([c for c in cells if (c.state == COLD) == now]) for now in (True, False))
         rows.append(
             (
                 Entry(Mono(storage.path)),
                 Entry(Mono(storage.filesystem)),
-                Entry(Mono(cold.method)) if cold else Entry("not measured"),
-                Entry(
-                    size_text(storage.bytes),
-                    storage.bytes,
-                    "bytes of the storage in the line of type bench",
-                ),
+                size(storage.bytes, "bytes of the storage in the line of type bench", ()),
                 _median(plain),
-                _median(cold),
+                _median(cold, named=True),
                 _cell_rate(cold) if cold else _UNKNOWN,
-                _median(second),
+                _median(second, named=True),
             )
         )
-    return Table("in-short", columns, tuple(rows), 3)
+    return Table("in-short", columns, tuple(rows), 2)
 
 
 def _fastest(cells: list[BenchCell]) -> BenchCell | None:
-    return min(cells, key=lambda cell: cell.seconds.median if cell.seconds else 0, default=None)
+    """Of the cells whose methods end with the model in a process."""
+    loads = [cell for cell in cells if cell.method in LOADED]
+    return min(loads, key=lambda cell: cell.seconds.median if cell.seconds else 0, default=None)
 
 
-def _median(cell: BenchCell | None) -> Entry:
+def _median(cell: BenchCell | None, *, named: bool = False) -> Entry:
     if not (cell and cell.seconds):
         return _UNKNOWN
-    return seconds(
-        cell.seconds.median, f"median of seconds of {cell.method}, {LOADS[cell.state == COLD]}", cell.runs
+    text = seconds_text(cell.seconds.median)
+    return Entry(
+        f"{text} by {cell.method}" if named else text, cell.seconds.median, "median of seconds", cell.runs
     )
