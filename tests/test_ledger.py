@@ -57,8 +57,8 @@ class Place:
             put(self.store, name, data)
 
     def note(self, *rows: FileEntry, state: str = COMPLETE, revision: str = REVISION, source: str = SOURCE,
-             unproven: tuple[str, ...] = ()) -> None:  # fmt: skip
-        manifest = Manifest(source, revision, state, rows, unproven=unproven)
+             unproven: tuple[str, ...] = (), pending: tuple[str, ...] = ()) -> None:  # fmt: skip
+        manifest = Manifest(source, revision, state, rows, unproven=unproven, pending=pending)
         put(self.store, PATH, manifest.dump(time=0.0, version="0"))
 
     def manifest(self) -> Manifest:
@@ -110,7 +110,8 @@ def test_first_it_says_updating_and_last_complete(place: Place) -> None:
     ledger = place.ledger(*files)
     ledger.begin({}, ["b"])
     begun = place.manifest()
-    assert begun == Manifest(SOURCE, REVISION, UPDATING, (files[1].entry, files[0].entry), unproven=("b",))
+    entries = (files[1].entry, files[0].entry)
+    assert begun == Manifest(SOURCE, REVISION, UPDATING, entries, unproven=("b",), pending=("a", "b"))
     with pytest.raises(IntegrityError, match="being updated"):
         begun.refuse_updating("there")
     rows = {"b": row("b", NEW), "a": row("a", b"x")}
@@ -132,17 +133,19 @@ def test_what_is_finished_meanwhile_is_noted(place: Place) -> None:
     assert place.manifest().state == COMPLETE
     ledger.begin({"a": row("a", NEW)}, ["b", "c"], ["stranger"])
     begun = Manifest(SOURCE, REVISION, UPDATING, (row("a", NEW), new.entry, other.entry),
-                     unproven=("b", "c"), strangers=("stranger",))  # fmt: skip
+                     unproven=("b", "c"), strangers=("stranger",), pending=("b", "c"))  # fmt: skip
     assert place.manifest() == begun
     assert not ledger.note({}, [])
     assert ledger.note({"b": row("b", NEW)}, ["b"])
     noted = place.manifest()
-    assert noted == replace(begun, files=(row("a", NEW), row("b", NEW), other.entry), unproven=("c",))
+    rows_now = (row("a", NEW), row("b", NEW), other.entry)
+    assert noted == replace(begun, files=rows_now, unproven=("c",), pending=("c",))
     raw = place.raw()
     assert not ledger.note({"b": row("b", NEW)}, ["b"])
     assert place.raw() == raw
     assert ledger.note({"c": row("c", NEW)}, []), "what is no longer there is a promise again"
-    assert place.manifest() == replace(begun, files=(row("a", NEW), new.entry, row("c", NEW)))
+    rows_now = (row("a", NEW), new.entry, row("c", NEW))
+    assert place.manifest() == replace(begun, files=rows_now, pending=("b",))
     rows = {name: row(name, NEW) for name in "abc"}
     assert ledger.conclude(rows, [])
     assert not ledger.note(rows, []), "too late"
@@ -234,14 +237,28 @@ def test_rows_of_an_older_revision_are_kept_where_the_new_one_has_the_same_conte
     place: Place, state: str
 ) -> None:
     place.send(a=NEW, gguf=OLD, other=OLD, promised=OLD)
-    promised = FileEntry(
-        "promised", len(OLD), sha256(OLD)
-    )  # without a CRC: nobody knows whether it was brought
-    place.note(row("gguf", OLD), row("other", OLD), promised, revision="older", state=state)
+    promised = FileEntry("promised", len(OLD), sha256(OLD))
+    pending = ("promised",) if state == UPDATING else ()
+    place.note(row("gguf", OLD), row("other", OLD), promised, revision="older", state=state, pending=pending)
     others = (hub_file("gguf", OLD), hub_file("other", NEW[: len(OLD)]), hub_file("promised", OLD))
     place.ledger(hub_file("a", NEW), others=others).conclude({"a": row("a", NEW)}, [])
     kept = {"a", "gguf", "promised"} if state == COMPLETE else {"a", "gguf"}
     assert place.manifest().rows().keys() == kept
+    assert set(place.manifest().pending) == {"other", "promised"} - kept, "what lies there is older"
+
+
+def test_what_other_pulls_have_promised_stays_pending_until_it_is_brought(place: Place) -> None:
+    place.send(a=OLD, b=OLD)
+    place.note(row("a", OLD), row("b", OLD), state=UPDATING, pending=("b", "gone"), revision="older")
+    a, b, gone = hub_file("a", NEW), hub_file("b", NEW), hub_file("gone", NEW)
+    place.ledger(a, others=(b, gone)).conclude({"a": row("a", NEW)}, [])
+    assert place.manifest().pending == ("b",)
+    ledger = place.ledger(a, others=(b, gone))
+    assert ledger.is_current({"a": row("a", NEW)}, [])
+    ledger.begin({"a": row("a", NEW)}, [])
+    assert place.manifest().pending == ("b",)
+    place.ledger(a, b).conclude({"a": row("a", NEW), "b": row("b", NEW)}, [])
+    assert place.manifest().pending == ()
 
 
 def test_rows_whose_file_is_gone_or_has_another_size_are_not_kept(place: Place) -> None:

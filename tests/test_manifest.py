@@ -157,6 +157,7 @@ unproven = st.lists(entries.map(lambda entry: entry.path), max_size=3).map(tuple
     st.lists(entries, max_size=5),
     origins,
     unproven,
+    unproven,
 )
 def test_what_is_written_is_read(
     source: str,
@@ -165,8 +166,9 @@ def test_what_is_written_is_read(
     files: list[FileEntry],
     origin: Origin | None,
     resumed: tuple[str, ...],
+    pending: tuple[str, ...],
 ) -> None:
-    manifest = Manifest(source, revision, state, tuple(files), origin, resumed)
+    manifest = Manifest(source, revision, state, tuple(files), origin, resumed, pending=pending)
     raw = manifest.dump(time=1.5, version="1.2")
     assert Manifest.parse(raw) == manifest
     body = json.loads(raw)
@@ -197,6 +199,14 @@ def test_what_is_unproven_must_be_said_clearly(wrong: object) -> None:
     assert Manifest.parse(json.dumps({**body, "unproven": ["x/a", "b"]}).encode()).unproven == ("x/a", "b")
     with pytest.raises(IntegrityError, match="is not a manifest"):
         Manifest.parse(json.dumps({**body, "unproven": wrong}).encode())
+
+
+def test_what_a_manifest_of_an_earlier_version_promises_has_no_crc() -> None:
+    rows = [{"path": "a", "size": 1, "crc64": "5"}, {"path": "b", "size": 1, "sha256": "0" * 64}]
+    body = {"source": "a", "revision": "1", "state": UPDATING, "files": rows}
+    assert Manifest.parse(json.dumps(body).encode()).pending == ("b",)
+    assert Manifest.parse(json.dumps({**body, "state": COMPLETE}).encode()).pending == ()
+    assert Manifest.parse(json.dumps({**body, "pending": []}).encode()).pending == ()
 
 
 def test_rows_are_found_by_path() -> None:

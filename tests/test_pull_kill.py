@@ -19,7 +19,7 @@ from tests.osslab import checksum
 from tests.osslab.faults import Fault
 from tests.osslab.log import Record
 from tests.osslab.storage import Blob, Content, Part, Pending, Written, read
-from tests.pullbed import LEASE, MANIFEST, PART, PullBed, row_of, rows_of
+from tests.pullbed import LEASE, MANIFEST, PART, PullBed, contents, files_in, row_of, rows_of
 
 LANES = 2
 FEW = ("-P", str(LANES), "--no-adapt")
@@ -373,6 +373,32 @@ def test_parts_of_another_revision_are_not_taken_for_this_ones_after_two_kills(l
     done = large.good("--verify", "crc")  # nothing else would tell
     assert done["resumed"] == 0
     large.complete()
+
+
+# Without a proof
+
+
+@pytest.mark.parametrize("dest", ["bucket", "folder"])
+def test_what_was_promised_before_the_kill_is_no_proof_for_anybody(pullbed: PullBed, dest: str) -> None:
+    """The next revision has a file of the same size, and the pull of it is killed before it comes to that."""
+    bed = pullbed
+    if dest == "folder":
+        bed.dest = bed.dir
+    bed.commit({"same.bin": os.urandom(3 * MIB)})
+    bed.good()
+    bed.commit({"same.bin": os.urandom(3 * MIB)})
+    with bed.held(key_glob="same.bin", host="cdn") as gate:
+        running = bed.start()
+        gate.reached()
+        kill(running)
+    if dest == "bucket":
+        bed.oss.remove(bed.prefix + LEASE)
+    told = bed.pull("--json", "--verify", "none", "--include", "config.json")
+    assert told.code == 0, str(told)
+    for words in (("--verify", "none"), ("--verify", "crc"), ()):
+        bed.good(*words)
+        found = bed.objects() if dest == "bucket" else files_in(bed.dir)
+        assert found["same.bin"] == contents(bed.repo)["same.bin"], words
 
 
 # Stopped

@@ -75,9 +75,10 @@ class Destination:
         source: str = SOURCE,
         revision: str = REVISION,
         unproven: tuple[str, ...] = (),
+        pending: tuple[str, ...] = (),
     ) -> None:
         """Writes a manifest."""
-        manifest = Manifest(source, revision, state, rows, unproven=unproven)
+        manifest = Manifest(source, revision, state, rows, unproven=unproven, pending=pending)
         self.put(PATH, manifest.dump(time=0.0, version="0"))
 
     def stock(
@@ -171,6 +172,26 @@ def test_without_a_proof_the_size_is_enough(dest: Destination, make: Callable[[]
 def test_without_a_proof_what_is_known_to_be_other_content_is_wanted(dest: Destination) -> None:
     dest.put("a", OTHER)
     dest.note(row(data=OTHER))
+    assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
+
+
+def test_without_a_proof_what_was_promised_and_not_brought_is_wanted(dest: Destination) -> None:
+    dest.put("a", OTHER)
+    for state in (UPDATING, COMPLETE):
+        dest.note(row(crc=None), state=state, pending=("a",))
+        assert dest.verdict(digested(), Proof.NONE)[0] == "wanted", state
+        dest.note(row(crc=None), state=state)
+        assert dest.verdict(digested(), Proof.NONE)[0] == "proven", "its size was right"
+
+
+def test_without_a_proof_what_an_ended_pull_has_brought_of_another_revision_is_wanted(
+    dest: Destination,
+) -> None:
+    dest.put("a", OTHER)
+    dest.note(row(data=OTHER), state=UPDATING, revision="older")
+    assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
+    assert dest.verdict(blob(), Proof.NONE)[0] == "wanted", "nobody can say that it is the same"
+    dest.note(row(digest=None), state=UPDATING, revision="older")
     assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
 
 
@@ -462,7 +483,7 @@ def test_a_row_without_a_crc_cannot_be_compared(folder: Destination) -> None:
     folder.note(row(digest=None, crc=None), source="/models/r1", revision="")
     assert folder.verdict(plain(), Proof.SHA256, source="/models/r1") == ("wanted", None)
     folder.note(row(crc=None))
-    assert folder.verdict(digested(), Proof.SHA256) == ("proven", None)
+    assert folder.verdict(digested(), Proof.SHA256) == ("doubtful", None), "nobody has read it"
 
 
 # Whatever lies there

@@ -38,7 +38,8 @@ class Manifest:
 
     `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else. `unproven` are the paths whose objects were
     completed from parts of an earlier pull and not yet read back. `strangers` are the unfinished uploads, by id, that were there before the first pull of
-    this content: nobody knows what they hold, so they are never gone on with. Both are for pull alone.
+    this content: nobody knows what they hold, so they are never gone on with. `pending` are paths of the revision that were not brought: what lies
+    there, if anything, is of an older one. All three are for pull alone.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Manifest:
     fetched: Origin | None = None
     unproven: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
 
     @staticmethod
     def parse(raw: bytes) -> Manifest:
@@ -60,7 +62,8 @@ class Manifest:
             origin = _origin(body.get("fetched"))
             unproven, strangers = _paths(body.get("unproven", [])), _texts(body.get("strangers", []))
             source, revision, state = str(body["source"]), str(body["revision"]), str(body["state"])
-            return Manifest(source, revision, state, files, origin, unproven, strangers)
+            pending = _paths(body["pending"]) if "pending" in body else _promises(state, files)
+            return Manifest(source, revision, state, files, origin, unproven, strangers, pending)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
@@ -82,6 +85,8 @@ class Manifest:
             body["unproven"] = self.unproven
         if self.strangers:
             body["strangers"] = self.strangers
+        if self.pending or self.state == UPDATING:
+            body["pending"] = self.pending
         return (
             json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
         )
@@ -118,6 +123,11 @@ def _origin(item: object) -> Origin | None:
     if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in globs):
         return None
     return Origin(item["location"], tuple(globs[0]), tuple(globs[1]))
+
+
+def _promises(state: str, files: Iterable[FileEntry]) -> tuple[str, ...]:
+    """What `Manifest.pending` is where a manifest does not say it: earlier versions gave a row its CRC once the file was there."""
+    return tuple(one.path for one in files if one.crc64 is None) if state == UPDATING else ()
 
 
 def _paths(item: object) -> tuple[str, ...]:

@@ -41,16 +41,15 @@ class Ledger:
         self._begun: Manifest | None = None  # the last that said updating
         self._promised: dict[str, FileEntry] = {}
         self._doubts: frozenset[str] = frozenset()
+        self._awaited: frozenset[str] = frozenset()  # paths that are promised and were not there
         self._concluded = False
         self._lock = threading.Lock()  # held while the manifest is written: nothing may come after the last
         self._rows = standing.manifest.rows() if standing.manifest is not None else {}
         self._kept = self._rows_to_keep(standing)
+        self._elsewhere = self._pending_elsewhere(standing)
 
     def _rows_to_keep(self, standing: Standing) -> dict[str, FileEntry]:
-        """What earlier pulls with other selections brought, is still there, and is what this revision has.
-
-        In a manifest that says updating, a row without a CRC is a promise that was not kept yet.
-        """
+        """What earlier pulls with other selections brought, is still there, and is what this revision has."""
         before, snapshot = standing.manifest, self._snapshot
         if before is None or not same_source(before.source, snapshot.source):
             return {}
@@ -63,9 +62,18 @@ class Ledger:
             hashed = file.entry.sha256 is not None and row.sha256 == file.entry.sha256.lower()
             if not hashed and before.revision != snapshot.revision:
                 continue
-            if before.state == COMPLETE or row.crc64 is not None:
+            if path not in before.pending:
                 kept[path] = row
         return kept
+
+    def _pending_elsewhere(self, standing: Standing) -> frozenset[str]:
+        """Files of this revision that are not pulled now, where something lies of which the manifest that is there knows no better than that it is older."""
+        before = standing.manifest
+        if before is None:
+            return frozenset()
+        named = {*self._rows, *before.pending}
+        others = {one.entry.path for one in self._snapshot.files} - self._files.keys() - self._kept.keys()
+        return frozenset(others & named & standing.objects.keys())
 
     def entry(self, file: HubFile, crc64: int | None) -> FileEntry:
         """The row of a file that was there before, with what is known of it now."""
@@ -84,13 +92,14 @@ class Ledger:
     ) -> None:
         """Say that the model is being changed: from now on nobody takes it for one.
 
-        `entries` are the files that are there, by path; the others are promised, and their rows have no CRC before they are there. `unproven`
+        `entries` are the files that are there, by path; the others are promised, pending, and their rows have no CRC before they are there. `unproven`
         paths are to be read back before they count; `strangers` are ids of unfinished uploads that are nothing of this pull's.
         """
         promised = {path: _promise(file) for path, file in self._files.items()}
         with self._lock:
             self._promised, self._doubts = {**promised, **entries}, frozenset(unproven)
-            manifest = self._manifest(UPDATING, self._promised, self._doubts)
+            self._awaited = frozenset(self._files.keys() - entries.keys())
+            manifest = self._manifest(UPDATING, self._promised, self._doubts, self._awaited)
             self._begun = replace(manifest, strangers=tuple(sorted(strangers)))
             self._write(self._begun)
 
@@ -102,9 +111,8 @@ class Ledger:
         with self._lock:
             if self._begun is None or self._concluded:
                 return False
-            manifest = self._manifest(
-                UPDATING, {**self._promised, **finished}, self._doubts - frozenset(proven)
-            )
+            rows, doubts = {**self._promised, **finished}, self._doubts - frozenset(proven)
+            manifest = self._manifest(UPDATING, rows, doubts, self._awaited - finished.keys())
             manifest = replace(manifest, strangers=self._begun.strangers)
             if manifest == self._begun:
                 return False
@@ -126,7 +134,13 @@ class Ledger:
         """Whether the manifest that is there says just that."""
         return self._manifest(COMPLETE, entries, unproven) == self._before
 
-    def _manifest(self, state: str, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> Manifest:
+    def _manifest(
+        self,
+        state: str,
+        entries: Mapping[str, FileEntry],
+        unproven: Iterable[str],
+        awaited: Iterable[str] = (),
+    ) -> Manifest:
         all_of_them = {**self._kept, **entries}
         carried = self._before.unproven if self._before is not None else ()
         doubts = {*unproven, *(path for path in carried if path in self._kept)}
@@ -136,6 +150,7 @@ class Ledger:
             state,
             tuple(all_of_them[path] for path in sorted(all_of_them)),
             unproven=tuple(sorted(doubts)),
+            pending=tuple(sorted({*awaited, *self._elsewhere})),
         )
 
     def _write(self, manifest: Manifest) -> None:

@@ -134,6 +134,7 @@ class _Judge:
             and same_source(manifest.source, snapshot.source)
         )
         self._complete = manifest is not None and manifest.state == COMPLETE
+        self._pending = frozenset(manifest.pending) if manifest is not None else frozenset()
 
     def _row(self, entry: FileEntry) -> FileEntry | None:
         """What the manifest says of this very file; None where it speaks of one of another size."""
@@ -153,7 +154,7 @@ class _Judge:
         """Files `index`, whose object `found` has the right size; `stated`: with all that the store says of it, its CRC-64 among that."""
         standing = self._standing
         if self._proof is Proof.NONE:
-            if self._is_other(one.entry, found, stated=False):
+            if self._is_older(one.entry) or self._is_other(one.entry, found, stated=False):
                 standing.wanted.append(index)
             else:
                 standing.proven[index] = None
@@ -193,6 +194,7 @@ class _Judge:
         row = self._row(entry)
         if (
             row is None
+            or row.crc64 is None  # nobody has read it: its size was enough for whoever noted it
             or not self._complete
             or entry.path in self._unproven
             or found.modified > self._written
@@ -201,6 +203,13 @@ class _Judge:
         if entry.sha256 is not None:
             return _same(row.sha256, entry.sha256), row.crc64
         return one.blob_sha1 is not None and self._same_revision, row.crc64
+
+    def _is_older(self, entry: FileEntry) -> bool:
+        """Whether the manifest knows no better of what lies there than that an earlier pull brought it, of whatever revision."""
+        if entry.path in self._pending:
+            return True
+        row = self._row(entry)
+        return row is not None and not self._same_revision and None in (row.sha256, entry.sha256)
 
     def _is_other(self, entry: FileEntry, found: StoredObject, *, stated: bool) -> bool:
         """Whether the object is known to have other content, so that nothing need be read: shards of two revisions are often of one size."""
@@ -211,7 +220,8 @@ class _Judge:
             return False
         if stated:
             return row.crc64 is not None and row.crc64 == found.crc64
-        return self._complete and found.modified <= self._written
+        known = self._complete or self._proof is Proof.NONE  # who wants no proof is not read back in doubt
+        return known and found.modified <= self._written
 
 
 def _same(one: str | None, other: str | None) -> bool:
