@@ -212,7 +212,7 @@ def notes(given, rows, missed):
             spent = " / ".join(f"{of(row, way, lambda turn: turn.warming):.1f} s" for way in (RECIPE, STAGER))
             yield f"{row.engine.what}, {row.model}: {spent} passed before the engine started; every way answered `{answer}`."
     if thrown := sum(row.disturbed for row in rows):
-        yield f"{thrown} runs were thrown away because this node paged out what had just been read ({machine.pages_out()})."
+        yield f"{thrown} of the runs had to be thrown away: this node paged out what had just been read ({machine.pages_out()})."
     yield from missed
     if given.quick:
         yield "WARNING: --quick. Models are far too small to say anything about speed."
