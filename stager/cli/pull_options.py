@@ -75,6 +75,7 @@ _PULLING = (
     option("--verify", default=Proof.SHA256.value, show_default=True, type=click.Choice([one.value for one in Proof]), help="sha256: all bytes against the hub's. crc: that what was sent arrived. none: and what is there counts by its size."),
     option("--restart", is_flag=True, help="Abort all unfinished uploads of these files, whoever began them, and send every file anew."),
     option("--wait", is_flag=True, help="Wait for another pull into DEST to end."),
+    option("--allow-incomplete", is_flag=True, help="Pull a model that is provably incomplete or corrupt at the hub."),
     option("--mirror", is_flag=True, help="Remove from DEST what the revision no longer has."),
 )  # fmt: skip
 
@@ -96,7 +97,7 @@ def with_pull_options(function: F) -> F:
 
     @wraps(function)
     def command(*args: Any, streaming: Streaming, **given: Any) -> Any:
-        names = ("include", "exclude", "quant", "variant", "restart", "wait", "mirror")
+        names = ("include", "exclude", "quant", "variant", "restart", "wait", "mirror", "allow_incomplete")
         settings = {name: given.pop(name) for name in names}
         engine, verify = given.pop("engine"), given.pop("verify")
 

@@ -19,7 +19,7 @@ class PullForecast(Event):
 
     `files` and `total` are those of the revision that are wanted, `present` the bytes that are at the destination and proven, `to_pull` the rest;
     `resumable` counts unfinished uploads that hold some of it. `left_out` are paths of the hub's that are not wanted and why, `removes` names that
-    ``--mirror`` would remove. `verdict` says whether a run would begin.
+    ``--mirror`` would remove. `verdict` says whether a run would begin. `defects` prove the model incomplete at the hub, which the user allows.
     """
 
     type: ClassVar[str] = "pull_forecast"
@@ -35,6 +35,7 @@ class PullForecast(Event):
     left_out: tuple[tuple[str, str], ...]
     removes: tuple[str, ...]
     verdict: str
+    defects: tuple[str, ...] = ()
 
     def text(self) -> str:
         """A few lines in columns."""
@@ -49,6 +50,7 @@ class PullForecast(Event):
                 f"into    {shown(self.dest)}",
                 *_rows("without", [f"{shown(path)}: {shown(why)}" for path, why in self.left_out]),
                 *_rows("remove ", [shown(name) for name in self.removes]),
+                *_rows("defect ", list(self.defects)),
                 f"verdict {self.verdict}",
             ]
         )
@@ -63,7 +65,8 @@ class PullSummary(Event):
     `read_back` were read from the destination to prove them. `verified` is ``sha256``, ``crc64``, or empty where nothing was; `unproven` counts
     files for which the hub states no checksum. `retried` requests were made again, `replaced` connections were dropped because
     they were slow, `mended` files had the wrong checksum at first, `removed` files are no longer in the revision, `left_out` ones were not wanted.
-    `reason` says why it did not finish, `credentials` in words where those of the destination came from.
+    `reason` says why it did not finish, `credentials` in words where those of the destination came from. `defects` prove the model
+    incomplete at the hub, which the user allows.
     """
 
     type: ClassVar[str] = "pull_summary"
@@ -92,6 +95,7 @@ class PullSummary(Event):
     removed: int
     left_out: int
     credentials: str
+    defects: tuple[str, ...] = ()
 
     def text(self) -> str:
         """One self-contained line."""
@@ -109,7 +113,7 @@ class PullSummary(Event):
             parts.append("all there")
         if self.resumed:
             parts.append(f"{format_size(self.resumed)} from an earlier run")
-        parts += [*self._proof(), *self._trouble()]
+        parts += [*self._proof(), *self._trouble(), *self._flaws()]
         return ", ".join(parts)
 
     def _proof(self) -> list[str]:
@@ -120,6 +124,10 @@ class PullSummary(Event):
             f" but for {count(self.unproven, 'file')} without a checksum at the hub" if self.unproven else ""
         )
         return [*back, f"verified by {self.verified}{but}"]
+
+    def _flaws(self) -> list[str]:
+        more = f" and {len(self.defects) - 1} more" if len(self.defects) > 1 else ""
+        return [f"warning: incomplete at the hub: {self.defects[0]}{more}"] if self.defects else []
 
     def _trouble(self) -> list[str]:
         told = [

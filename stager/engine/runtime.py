@@ -7,6 +7,7 @@ would wait for the thread.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -46,7 +47,7 @@ def still() -> float:
     """Seconds since any of the calls under way in threads was last seen to get on; 0 when there are none.
 
     A call that begins or ends counts, and one that uses the processor: one call may list 100,000 files, and one that hangs
-    in a mount uses none.
+    in a mount uses none. Of calls ``by_word``, who are tried again and again and use it for nothing, only what they tell `moved`.
     """
     global _moved
     with _lock:
@@ -61,18 +62,26 @@ def still() -> float:
         return now - _moved
 
 
+def moved() -> None:
+    """Says that a call under way has got on. From any thread."""
+    global _moved
+    with _lock:
+        _moved = time.monotonic()
+
+
 def _processor_time(thread: int) -> float:
     """Seconds. The thread must live: whoever has the lock may ask about those in `_used`."""
     return time.clock_gettime(time.pthread_getcpuclockid(thread))
 
 
 @contextmanager
-def _labelled(label: str) -> Iterator[None]:
+def _labelled(label: str, *, by_word: bool = False) -> Iterator[None]:
     """Lists the calling thread under `label` while the body runs."""
     global _moved
     me = threading.get_ident()
     with _lock:
-        _labels[me], _used[me], _moved = label, _processor_time(me), time.monotonic()
+        _labels[me], _moved = label, time.monotonic()
+        _used[me] = math.inf if by_word else _processor_time(me)
     try:
         yield
     finally:
@@ -82,11 +91,11 @@ def _labelled(label: str) -> Iterator[None]:
             _used.pop(me, None)
 
 
-async def in_thread(label: str, call: Callable[[], T]) -> T:
-    """`call()` in a thread, left behind (and listed by `hanging` under `label`) when cancelled."""
+async def in_thread(label: str, call: Callable[[], T], *, by_word: bool = False) -> T:
+    """`call()` in a thread, left behind (and listed by `hanging` under `label`) when cancelled. `by_word` as for `still`."""
 
     def labelled() -> T:
-        with _labelled(label):
+        with _labelled(label, by_word=by_word):
             return call()
 
     return await unseen(labelled)
@@ -98,7 +107,12 @@ async def unseen(call: Callable[[], T]) -> T:
 
 
 async def in_threads(
-    label: Callable[[A], str], call: Callable[[A], T], items: Iterable[A], width: int
+    label: Callable[[A], str],
+    call: Callable[[A], T],
+    items: Iterable[A],
+    width: int,
+    *,
+    by_word: bool = False,
 ) -> list[T]:
     """`call` of every item, at most `width` at once, results in the items' order. The first error ends the others.
 
@@ -117,7 +131,7 @@ async def in_threads(
             except IndexError:  # another thread was faster
                 return
             try:
-                with _labelled(label(item)):
+                with _labelled(label(item), by_word=by_word):
                     results[index] = call(item)
             except Exception as exc:  # raised bare below, not as a group
                 failure.append(exc)

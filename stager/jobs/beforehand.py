@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,23 @@ def into(dest: Location) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def explained(whose: Callable[[], str]) -> Iterator[None]:
+    """Within, where a bucket denies access, its error says what a pull needs, and `whose` credentials were used (in words, or nothing)."""
+    try:
+        yield
+    except AccessDenied as error:
+        if error.slug == AccessDenied.slug and "`oss://" in error.message:
+            credentials = whose()
+            hints = (error.hint or _NEEDED, f"the credentials are from: {credentials}" if credentials else "")
+            error.hint = "; ".join(filter(None, hints))
+        raise
+
+
+_NEEDED = (
+    "a pull must be allowed oss:ListObjects, oss:GetObject, oss:PutObject, oss:DeleteObject, "
+    "oss:ListMultipartUploads, oss:ListParts and oss:AbortMultipartUpload there"
+)
 _ELSEWHERE = "choose another destination"
 _MOUNT = "mount it with write access, or choose another destination"
 _ALLOWED = (

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from stager.jobs.options import PullOptions
 
 
+BY_GLOBS = "by --include and --exclude"
+"""Why a file stays out that the user has left out."""
+
+
 def chosen(snapshot: Snapshot, options: PullOptions) -> tuple[list[HubFile], list[tuple[str, str]]]:
     """The files of `snapshot` that are wanted, and those that are not, with why; what no pull takes is among these.
 
@@ -31,7 +35,7 @@ def chosen(snapshot: Snapshot, options: PullOptions) -> tuple[list[HubFile], lis
     dropped = dict(snapshot.left_out)
     if options.engine is not None:
         dropped |= _choice(options.engine, sizes, globbed, options).dropped
-    dropped |= dict.fromkeys(sizes.keys() - globbed - dropped.keys(), "by --include and --exclude")
+    dropped |= dict.fromkeys(sizes.keys() - globbed - dropped.keys(), BY_GLOBS)
     kept = [one for one in snapshot.files if one.entry.path not in dropped]
     if not kept:
         raise NotFound(f"no file of {shown(snapshot.source)} matches", hint="check --include and --exclude")

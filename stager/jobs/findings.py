@@ -10,6 +10,9 @@ from stager.core.store_reports import ManifestFacts, Permission, StoreForecast, 
 from stager.core.units import count, format_duration, format_size, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stager.core.model import Defect
     from stager.jobs.remote import Completeness, Model
     from stager.store.base import StoredObject, Unfinished
     from stager.store.oss.endpoint import Endpoint
@@ -242,10 +245,13 @@ def incomplete(complete: Completeness) -> IntegrityError:
         return IntegrityError(
             complete.lines[0].removeprefix("no: "), hint="wait until the writer has finished"
         )
+    return IntegrityError(f"incomplete model: {defects_in(proven)}", hint="pull or upload it again")
+
+
+def defects_in(proven: Sequence[Defect]) -> str:
+    """The first of the defects, of which there is one at least, and how many there are besides."""
     more = f" and {len(proven) - 1} more" if len(proven) > 1 else ""
-    return IntegrityError(
-        f"incomplete model: {shown(proven[0].path)}: {proven[0].what}{more}", hint="pull or upload it again"
-    )
+    return f"{shown(proven[0].path)}: {proven[0].what}{more}"
 
 
 def nothing_selected(location: str) -> NotFound:

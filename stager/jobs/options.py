@@ -119,6 +119,7 @@ class PullOptions:
 
     `engine` chooses files by what it loads, `quant` and `variant` among several; the globs count within that. `buffer` bounds the bytes on their
     way, in all. `restart`: abort unfinished uploads and send all files anew. `wait`: for another pull of the same destination to end.
+    `allow_incomplete`: pull what is provably no whole model, too.
     """
 
     source: Source
@@ -136,6 +137,7 @@ class PullOptions:
     restart: bool = False
     wait: bool = False
     mirror: bool = False
+    allow_incomplete: bool = False
     timeout: float | None = None
     stall_timeout: float | None = 300.0
 

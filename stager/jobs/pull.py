@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.errors import AccessDenied, DeadlineExceeded, StagerError
+from stager.core.errors import DeadlineExceeded, StagerError
 from stager.core.events import Note
 from stager.core.location import Scheme
 from stager.core.placement import place
@@ -18,9 +17,10 @@ from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs import lease, remains
-from stager.jobs.beforehand import Sample, into, refuse_dest, refuse_parts
+from stager.jobs.beforehand import Sample, explained, into, refuse_dest, refuse_parts
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
+from stager.jobs.judging import Judgement
 from stager.jobs.landing import Landing
 from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from stager.hub.base import Hub, HubFile, Snapshot
     from stager.jobs.options import PullOptions
 
-_NEEDED = (
-    "a pull must be allowed oss:ListObjects, oss:GetObject, oss:PutObject, oss:DeleteObject, "
-    "oss:ListMultipartUploads, oss:ListParts and oss:AbortMultipartUpload there"
-)
 _TOLD = 5  # retries that are told one by one; all are counted
 
 
@@ -66,6 +62,7 @@ class Pull:
         self._already = 0  # bytes of those that were there before
         self._removed = 0
         self._sample = Sample()
+        self._judgement = Judgement(options, reporter)
 
     def withdraw(self, reason: str) -> None:
         """Say how far it came. What was sent stays for the next run."""
@@ -95,7 +92,10 @@ class Pull:
 
     async def _in_time(self, step: Callable[[], Awaitable[None]], hint: str) -> None:
         """Do `step` within the limits of time; what to do when they do not suffice is in `hint`."""
-        with self._explained(), runtime.deadline(self._options.timeout) as expired:
+        with (
+            explained(lambda: credentials_of(self._store)),
+            runtime.deadline(self._options.timeout) as expired,
+        ):
             async with watched(self._options.stall_timeout, self._reporter):
                 await step()
         if expired():
@@ -107,6 +107,7 @@ class Pull:
         missing = [*standing.wanted, *standing.doubtful, *standing.compare]
         refuse_parts((files[index] for index in missing), options.buffer)
         if missing:
+            await self._judge()
             await self._look_at_dest()
         unfinished, _ = await self._unfinished(standing)
         leftovers = await self._leftovers(standing)
@@ -124,6 +125,7 @@ class Pull:
                 left_out=tuple(self._left_out),
                 removes=(*standing.obsolete, *leftovers) if options.mirror else (),
                 verdict="a run would begin" if missing else "all is there",
+                defects=self._judgement.defects,
             )
         )
 
@@ -162,6 +164,7 @@ class Pull:
         standing = await self._survey()
         if self._is_done(standing) and not await self._leftovers(standing):
             return
+        await self._judge()
         await self._look_at_dest()
         with into(self._options.dest):
             tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
@@ -170,6 +173,10 @@ class Pull:
                 await self._fill(await self._take_stock(), lambda: tenure.held)
         finally:
             await tenure.release()
+
+    async def _judge(self) -> None:
+        assert self._snapshot is not None
+        await self._judgement.take(self._hub, self._snapshot, self._files, self._left_out)
 
     async def _look_at_dest(self) -> None:
         dest = self._options.dest
@@ -327,18 +334,6 @@ class Pull:
 
     # What is said
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Where a bucket denies access, say what a pull needs, and whose credentials were used."""
-        try:
-            yield
-        except AccessDenied as error:
-            if error.slug == AccessDenied.slug and "`oss://" in error.message:
-                whose = credentials_of(self._store)
-                hints = (error.hint or _NEEDED, f"the credentials are from: {whose}" if whose else "")
-                error.hint = "; ".join(filter(None, hints))
-            raise
-
     def _tell_retry(self, doing: str, error: Exception) -> None:
         """From any thread: something is tried again."""
         with self._lock:
@@ -386,4 +381,5 @@ class Pull:
             removed=self._removed,
             left_out=len(self._left_out),
             credentials=credentials_of(self._store),
+            defects=self._judgement.defects,
         )

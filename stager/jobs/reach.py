@@ -350,10 +350,7 @@ def _put(store: Store, name: str) -> None:
 
 
 def _header(weight: tuple[int, FileEntry], read: formats.Read, archived: set[str]) -> Header:
-    index, entry = weight
+    entry = weight[1]
     if entry.path in archived:
         return MustRestore(f"{shown(entry.path)}: must be restored before it can be read")
-    try:
-        return formats.check_weight(entry, index, read)
-    except remote.OF_ONE_OBJECT as error:
-        return error
+    return remote.header(read, weight)

@@ -31,6 +31,7 @@ from stager.store.opening import open_store
 
 if TYPE_CHECKING:
     from stager.engine.report import Reporter
+    from stager.hub.base import Hub
     from stager.store.base import Reader, Store, StoredObject
     from stager.store.opening import StoreOptions
 
@@ -240,7 +241,7 @@ def _folders(store: Store, name: str) -> list[str]:
 class Ranges:
     """Small reads of a model's objects, from any thread; each thread has a connection of its own."""
 
-    def __init__(self, store: Store, objects: Sequence[StoredObject]) -> None:
+    def __init__(self, store: Store | Hub, objects: Sequence[StoredObject]) -> None:
         self._store = store
         self._objects = objects
         self._local = threading.local()
@@ -259,8 +260,9 @@ class Ranges:
         return bytes(content)
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Gives the connections back; a read that somebody left behind ends."""
         for reader in self._readers:
+            reader.interrupt()
             reader.close()
 
 
@@ -277,12 +279,24 @@ def ranges(store: Store, model: Model) -> Iterator[formats.Read]:
 Header: TypeAlias = tuple[Defect, ...] | StagerError
 """What a weight's header says is wrong with it, or why it could not be read."""
 
+Wanted: TypeAlias = Callable[[str], bool]
+"""Whether the file of that path counts."""
+
+
+def header(read: formats.Read, weight: tuple[int, FileEntry]) -> Header:
+    """What the header of one of `weights` says, as far as it could be read. Raises `RemoteError` when the store is in trouble. Blocks."""
+    index, entry = weight
+    try:
+        return formats.check_weight(entry, index, read)
+    except OF_ONE_OBJECT as error:
+        return error
+
 
 def completeness(
     model: Model,
     read: formats.Read,
     headers: Sequence[Header] | None = None,
-    wanted: Callable[[str], bool] = lambda _path: True,
+    wanted: Wanted = lambda _path: True,
 ) -> Completeness:
     """Whether `model` is whole: by its manifest's sizes, by the names of its files, and by its indexes, which `read` gives. Blocks.
 

@@ -16,7 +16,10 @@ BODIES = frozenset({"repo", "hf-resolve", "cdn", "internal"})
 _STORES = frozenset({"cdn", "internal"})
 _RANGES = frozenset({"whole", "wrong-range"})
 _ALL: frozenset[str] | None = None
-_FIRST_BYTE = "bytes=0-0"
+_SAMPLES = (
+    "bytes=0-0",
+    f"bytes=0-{(256 << 10) - 1}",
+)  # the first byte; as much as the header of a weight mostly has
 
 KINDS: dict[str, tuple[str, frozenset[str] | None]] = {
     # name -> (what happens, the operations that it is for by itself; None: all)
@@ -49,7 +52,8 @@ class Fault(common.Fault):
 
     It is for requests that match `method`, `operation`, `host` ("hub", "cdn", "internal") and `key_glob`, the file's path (of lists: the
     folder). The rest is as for the store's: `skip`, `nth`, `after_bytes` (default: half of the body), `sticky`. Who asks for the first byte
-    of a file alone wants to know whether it is given at all, and is struck only with `samples`.
+    of a file alone wants to know whether it is given at all, who asks for its first 256 KiB whether they are a weight's; they are struck only
+    with `samples`.
     """
 
     host: str | None = None
@@ -81,7 +85,7 @@ class Faults(common.Faults):
 
     def strike(self, record: Record, *, ranged: bool, body: bool) -> Fault | None:
         """The fault for this request, counted, or None."""
-        sample = record.headers.get("range") == _FIRST_BYTE
+        sample = record.headers.get("range") in _SAMPLES
         with self._lock:
             for fault in self._script:
                 if not isinstance(fault, Fault) or (sample and not fault.samples):
