@@ -40,7 +40,8 @@ class BenchRun(Event):
     before the loaders, like warming, count in both). `files` is known for the methods that read with loaders of stager's
     own. `cpu_seconds` is that of all processes the run started. `device_bytes` is what the block device below delivered
     meanwhile, to anybody; None where there is no such device. `resident_before` and `resident_after` are bytes in the page cache,
-    None where counting them would change them (then `residency_by` is ``unknown``); `residency_by` says how they were counted.
+    None where that cannot be known; `residency_by` says how they were counted: ``cachestat``, ``mincore``, ``memory-fs``, or ``canary`` on a mount that
+    drops pages when a file is opened (there, nothing is ever resident at the start of a run, and nobody can look afterwards).
     A `disturbed` run counts nowhere; `reason` says what disturbed it. `failed` says why it did not end well; it counts nowhere either.
     `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``.
     """

@@ -60,7 +60,9 @@ def _head(storage: BenchStorage) -> str:
         parts.append(f"the first {format_size(storage.part)} of the largest read")
     elif storage.sampled:
         parts.append(f"{storage.files} of them, {format_size(storage.bytes)}, read")
-    if storage.residency_by:
+    if storage.keeps in ("drops", "direct-io"):
+        parts.append("pages are dropped when a file is opened")
+    elif storage.residency_by:
         parts.append(f"pages counted by {storage.residency_by}")
     if storage.target:
         parts.append(f"fetched into {shown(storage.target)}")

@@ -229,6 +229,7 @@ class Bench:
     # Measuring
 
     async def _measure(self) -> None:
+        await self._trials.begin()
         for number in range(self._options.rounds):
             for trial in in_round(self._planned, number):
                 if self._trials.over:

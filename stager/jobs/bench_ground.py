@@ -248,7 +248,7 @@ def _storage(path: str, files: Sequence[LocalFile], facts: MountFacts, known: Kn
             "pages after a run: this mount drops them at open, so a second load is as cold as the first"
         )
     device = counters.block_device(mount.device)
-    if not device:
+    if not device and facts.traits.pattern is not Pattern.MEMORY:
         limits.append(
             f"bytes that were delivered from below: {facts.traits.name} has no counter of them here"
         )
@@ -265,7 +265,7 @@ def _storage(path: str, files: Sequence[LocalFile], facts: MountFacts, known: Kn
         of_bytes=total,
         part=None,
         keeps=facts.keeps.value,
-        residency_by=known.value,
+        residency_by="canary" if facts.keeps.hopeless else known.value,
         device=device,
         target="",
         limits=tuple(limits),

@@ -60,6 +60,13 @@ class Trials:
         """Whether no time is left."""
         return self.until is not None and time.monotonic() >= self.until
 
+    async def begin(self) -> None:
+        """Read each mount's files once, uncounted: memory that a virtual machine has never touched is slow the first time."""
+        for ground in self.grounds:
+            if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
+                call = partial(_tried, partial(self.methods.load, READ, ground, 1, self.until))
+                await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
+
     def why_not(self, trial: Trial, state: str) -> str:
         """Why there is no such run; empty where there may be."""
         ground = self.grounds[trial.storage]
@@ -119,7 +126,6 @@ class Trials:
             device_bytes=now - read if now is not None and read is not None else None,
             resident_before=before.resident,
             resident_after=after,
-            residency_by=run.residency_by if ground.counted else "canary",
             disturbed=bool(before.wrong or (lost and not took.failed)),
             reason=before.wrong or ("" if took.failed else lost),
         )
