@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ import pytest
 
 from stager.core.errors import AccessDenied
 from stager.core.location import Location
+from stager.core.source import Source
+from stager.hub.opening import HubOptions, open_hub
 from stager.jobs.beforehand import refuse_dest
 from tests.harness import MIB
 from tests.hublab.faults import Fault
@@ -97,3 +100,40 @@ def test_a_read_only_dest_is_refused_where_something_is_to_be_written(
         refuse_dest(folder)
     assert f"`{folder}` cannot be written" in caught.value.message
     assert "write access" in (caught.value.hint or "")
+
+
+# Silence
+
+
+@pytest.mark.parametrize("source", ["acme/tiny", "hf://acme/tiny"])
+@pytest.mark.parametrize("where", ["list", "file"])
+def test_a_hub_that_does_not_answer_ends_a_pull_when_nothing_has_moved_for_long_enough(
+    pullbed: PullBed, source: str, where: str
+) -> None:
+    pullbed.source, hf = source, source.startswith("hf")
+    operation = {"list": "hf-model" if hf else "files", "file": "hf-resolve" if hf else "repo"}[where]
+    pullbed.hub.faults.add(Fault("hang", times=None, operation=operation, seconds=60, samples=True))
+    began = time.monotonic()
+    line = pullbed.refused(10, "--stall-timeout", "1s", "--read-timeout", "0.3s")
+    assert "no answer for " in line
+    assert f"while {'listing' if where == 'list' else 'asking for'}" in line
+    assert time.monotonic() - began < 60, "and not when the hub is given up, which takes two minutes"
+    assert pullbed.written() == []
+
+
+@pytest.mark.parametrize("source", ["acme/tiny", "hf://acme/tiny"])
+def test_every_answer_of_a_hub_counts_as_getting_on(
+    pullbed: PullBed, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in pullbed.env().items():
+        monkeypatch.setenv(name, value)
+    pullbed.hub.page_size = 3
+    answers: list[None] = []
+    options = HubOptions(on_answer=lambda: answers.append(None))
+    hub = open_hub(Source.parse(source), options)
+    hub.snapshot()
+    hub.snapshot()
+    kinds = ("files", "hf-model", "hf-tree")
+    asked = sum(pullbed.hub.log.count(operation=one) for one in kinds)
+    assert asked >= 4
+    assert len(answers) == asked

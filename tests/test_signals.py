@@ -312,6 +312,28 @@ def test_a_long_call_that_gets_on_is_no_standstill() -> None:
     assert runtime.still() == 0
 
 
+def test_a_call_by_word_gets_on_when_it_says_so() -> None:
+    """A hub's library that is asked again and again uses the processor for nothing."""
+    stills: list[float] = []
+
+    def vainly() -> None:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            sum(range(1000))
+        stills.append(runtime.still())
+        runtime.moved()
+        stills.append(runtime.still())
+
+    async def main() -> None:
+        await runtime.in_thread("asking", vainly, by_word=True)
+        await runtime.in_threads(lambda _: "asking", lambda _: vainly(), [0], 1, by_word=True)
+
+    runtime.run(main, on_stop=lambda signum: None, on_poke=lambda: None)
+    for before, after in (stills[:2], stills[2:]):
+        assert before >= 0.5
+        assert after < before
+
+
 @pytest.mark.parametrize("seconds", [14.0, 16.0])
 def test_a_warning_comes_before_the_end(seconds: float) -> None:
     reporter = make_reporter(json=True, progress="none", stdout=(out := StringIO()), stderr=StringIO())

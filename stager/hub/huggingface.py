@@ -139,7 +139,7 @@ class _Sdk:
             return [_row(one, commit) for one in tree if hasattr(one, "blob_id")]
 
     def _bound_waiting(self) -> None:
-        """Let it wait as long as it is told here: lists are asked for without any limit of time, and again for minutes."""
+        """Let it wait as long as it is told here, and tell of each answer: lists are asked for without any limit of time, and again for minutes."""
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             _pagination,
             get_session,
@@ -150,8 +150,10 @@ class _Sdk:
             _pagination.http_backoff = partial(http_backoff, max_retries=0)
         session: Any = get_session()
         connect, read = self._options.connect_timeout, self._options.read_timeout
+        answered = self._options.on_answer
         if not hasattr(session, "event_hooks"):  # requests, before version 1
             session.request = partial(type(session).request, session, timeout=(connect, read))
+            session.hooks["response"] = [lambda *_, **__: answered()]
             return
 
         def bounded(request: Any) -> None:
@@ -160,10 +162,19 @@ class _Sdk:
             least = {name: min(given.get(name) or limit, limit) for name, limit in limits.items()}
             request.extensions["timeout"] = least
 
-        bounded.__qualname__ = _BOUNDED
+        def told(_: Any) -> None:
+            answered()
+
+        bounded.__qualname__ = told.__qualname__ = _OURS
         hooks = session.event_hooks
-        before = [one for one in hooks["request"] if getattr(one, "__qualname__", "") != _BOUNDED]
-        session.event_hooks = {**hooks, "request": [*before, bounded]}
+        others = {
+            name: [one for one in hooks[name] if getattr(one, "__qualname__", "") != _OURS]
+            for name in ("request", "response")
+        }
+        session.event_hooks = {
+            "request": [*others["request"], bounded],
+            "response": [*others["response"], told],
+        }
 
     @contextmanager
     def _translated(self, model: str | None, revision: str | None = None) -> Iterator[None]:
@@ -243,7 +254,7 @@ class _Sdk:
             return [one.name for one in (*refs.branches, *refs.tags)]
 
 
-_BOUNDED = "stager's limit of waiting"
+_OURS = "stager's own hook"
 
 
 def _row(file: Any, commit: str) -> Listed:

@@ -190,7 +190,7 @@ class _Sdk:
         self._source = source
         with _set_up():
             self._api, config = _opened(options.read_timeout)
-            _bound_waiting(self._api.legacy, options.connect_timeout, options.read_timeout)
+            _bound_waiting(self._api.legacy, options)
         self.endpoint: str = config.endpoint
         self.token: str = config.token or ""
         self.credentials = _whence(config) if self.token else ""
@@ -331,8 +331,9 @@ def _whence(config: Any) -> str:
     return TOKEN if os.environ.get(TOKEN, "").strip() else f"the login in {config.credentials_dir}"
 
 
-def _bound_waiting(client: Any, connect: float, read: float) -> None:
-    """Let `client` wait as long as it is told here, in seconds, and not as long as the SDK finds right."""
+def _bound_waiting(client: Any, options: HubOptions) -> None:
+    """Let `client` wait as long as `options` say, and not as long as the SDK finds right, and tell of each answer."""
+    connect, read = options.connect_timeout, options.read_timeout
     module = sys.modules[type(client).__module__]
     for name, value in {**_TRIES, _PAGE: max(getattr(module, _PAGE, 0), read)}.items():
         if hasattr(module, name) and f"MODELSCOPE_{name}" not in os.environ:
@@ -346,6 +347,8 @@ def _bound_waiting(client: Any, connect: float, read: float) -> None:
                 limit if one is None else min(one, limit)
                 for one, limit in zip(given, (connect, read), strict=True)
             )
-            return plain(request, timeout=limits, **more)
+            response = plain(request, timeout=limits, **more)
+            options.on_answer()
+            return response
 
         session.send = send

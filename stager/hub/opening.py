@@ -15,27 +15,33 @@ from stager.store.opening import StoreOptions
 from stager.store.retry import OnRetry, Retries, RetryingReader
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubOptions:
     """How to reach a hub. Times in seconds.
 
     `source_ips` are bound in turn, one for each connection that carries files. `give_up_after` is how long a request is retried without a
-    byte having moved.
+    byte having moved. `on_answer` is called, from any thread, when the hub has answered a request for a list.
     """
 
     connect_timeout: float = 10.0
     read_timeout: float = 20.0
     source_ips: tuple[str, ...] = ()
     give_up_after: float = 120.0
+    on_answer: Callable[[], None] = _nothing
 
     @classmethod
-    def of(cls, options: StoreOptions) -> HubOptions:
+    def of(cls, options: StoreOptions, on_answer: Callable[[], None] = _nothing) -> HubOptions:
         """What is said about reaching a store holds for a hub too."""
         return cls(
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
             source_ips=options.source_ips,
             give_up_after=options.give_up_after,
+            on_answer=on_answer,
         )
 
     def route(self) -> Route:

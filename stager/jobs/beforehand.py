@@ -110,7 +110,9 @@ class Sample:
                 reader.close()
 
         try:
-            await runtime.in_thread(f"asking for {shown(path)} of {shown(hub.source)}", one_byte)
+            await runtime.in_thread(
+                f"asking for {shown(path)} of {shown(hub.source)}", one_byte, by_word=True
+            )
         finally:
             reader.interrupt()  # for one that was left behind
         self._taken = True

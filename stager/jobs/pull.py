@@ -8,12 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.errors import DeadlineExceeded, StagerError
-from stager.core.events import Note
 from stager.core.location import Scheme
 from stager.core.placement import place
 from stager.core.pull_reports import PullForecast, PullSummary
 from stager.core.source import Hub as HubKind
-from stager.core.units import count, format_size, shown
+from stager.core.units import count, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs import lease, remains
@@ -111,6 +110,7 @@ class Pull:
             await self._look_at_dest()
         unfinished, _ = await self._unfinished(standing)
         leftovers = await self._leftovers(standing)
+        self._tell_surplus(standing)
         assert self._snapshot is not None
         self._reporter.emit(
             PullForecast(
@@ -137,7 +137,10 @@ class Pull:
         more_descriptors()
         self._hub = await runtime.in_thread(f"opening {shown(str(options.source))}", self._open_hub)
         self._store = open_store(options.dest, options.store, pause=self._pauses, on_retry=self._tell_retry)
-        self._snapshot = await runtime.in_thread(f"listing {shown(self._hub.source)}", self._hub.snapshot)
+        label = f"listing {shown(self._hub.source)}"
+        self._snapshot = await runtime.in_thread(
+            label, self._hub.snapshot, by_word=options.source.kind is not HubKind.DIRECTORY
+        )
         self._files, self._left_out = chosen(self._snapshot, options)
         if options.dest.scheme is Scheme.FILE:  # where names must fit beside each other
             place([(one.entry.path, one.entry.size) for one in self._files])
@@ -149,7 +152,10 @@ class Pull:
     def _open_hub(self) -> Hub:
         options = self._options
         return open_hub(
-            options.source, HubOptions.of(options.store), pause=self._pauses, on_retry=self._tell_retry
+            options.source,
+            HubOptions.of(options.store, on_answer=runtime.moved),
+            pause=self._pauses,
+            on_retry=self._tell_retry,
         )
 
     async def _take_stock(self) -> Standing:
@@ -244,13 +250,12 @@ class Pull:
             label = f"removing {count(len(obsolete), 'file')}"
             await runtime.in_thread(label, partial(self._store.delete, obsolete))
             self._removed = len(obsolete)
-        elif standing.obsolete:
-            self._tell_obsolete(standing)
+        self._tell_surplus(standing)
         if leftovers := await self._leftovers(standing):
             label = f"removing {count(len(leftovers), 'unfinished file')}"
             await runtime.in_thread(label, partial(remains.discard, self._store, leftovers))
             self._removed += len(leftovers)
-        conclude = partial(ledger.conclude, self._rows, self._unproven(standing))
+        conclude = partial(ledger.conclude, self._rows, self._unproven(standing), obsolete)
         await runtime.in_thread("writing the manifest", conclude)
 
     async def _doubts(self, standing: Standing) -> list[HubFile]:
@@ -342,14 +347,10 @@ class Pull:
         if number <= _TOLD:
             self._reporter.emit(again(doing, error))
 
-    def _tell_obsolete(self, standing: Standing) -> None:
-        sizes = [standing.objects[name].size for name in standing.obsolete]
-        files = f"{count(len(sizes), 'file')} ({format_size(sum(sizes))})"
-        verb, first = "is" if len(sizes) == 1 else "are", shown(standing.obsolete[0])
-        message = (
-            f"{files} in `{shown(str(self._options.dest))}` {verb} not in this revision, first {first}: kept"
-        )
-        self._reporter.emit(Note("info", "obsolete", message, "`--mirror` removes them"))
+    def _tell_surplus(self, standing: Standing) -> None:
+        dest, mirror = str(self._options.dest), self._options.mirror
+        for note in remains.surplus(standing, dest, mirror=mirror):
+            self._reporter.emit(note)
 
     def _summary(self, *, complete: bool, reason: str) -> PullSummary:
         snapshot, transfer, options = self._snapshot, self._transfer, self._options
