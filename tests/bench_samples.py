@@ -231,3 +231,10 @@ def empty() -> BenchResults:
     why = "the kernel does not say which pages are resident"
     made.cells.append(make_cell("/models/x", "ext4", "read", "cold", 1, file="", runs=[], unmeasured=why))
     return made.results((storage("/models/x", "ext4"),), methods=("read",), loaders=(1,))
+
+
+def realistic_run() -> BenchRun:
+    """One run, to be changed."""
+    made = Maker()
+    made.cell(STORAGES[0], "warm", "cold", 1, 2.0)
+    return made.runs[0]

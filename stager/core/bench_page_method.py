@@ -99,9 +99,8 @@ def _item(name: str) -> Prose:
 def _by_hand(path: str, used: list[str]) -> list[Block]:
     """The commands for a mount or a disk."""
     name = shlex.quote(shown(path))
-    each = f"find {name} -type f -print0 | xargs -0 -n1"
     commands = {
-        READ: f"{each} cat > /dev/null",
+        READ: f"find {name} -type f -print0 | xargs -0 cat > /dev/null",
         RECIPE: f"""find {name} -type f -print0 | xargs -0 -P16 -n1 sh -c 'cat "$0" && cat "$0"' > /dev/null""",
         VMTOUCH: f"vmtouch -q -t {name}",
         WARMING: f"stager warm {name} --fresh",
@@ -124,10 +123,11 @@ def _by_hand(path: str, used: list[str]) -> list[Block]:
         "Then one of these (in bash), which is the cold run; the same again without making it cold is the second load.",
         Code(tuple(f"time {line}" for key, line in commands.items() if key in used)),
         (
-            "The loads by mapping are ",
-            Mono("python -m stager.jobs.bench_loader"),
-            ", which takes a job on its stdin and says its own time; or all of a cell again:",
+            "A load by mapping is the process below. It takes the line of JSON on its stdin and begins when an empty line follows; its last line has the "
+            "bytes and seconds of each file."
         ),
+        Code(("python -m stager.jobs.bench_loader", f'{{"how": "{OFFSETS}", "files": [["FILE", null]]}}')),
+        "Or the same by stager bench:",
         Code((f"stager bench {name} --methods {OFFSETS},{NAMES} --loaders 1 --rounds 1 --json --yes",)),
         "Without stager, files are made cold one by one and counted by:",
         Code(("dd if=FILE iflag=nocache count=0", "vmtouch FILE")),

@@ -16,6 +16,7 @@ _LETTERS = (
 _LOWER, _UPPER = 0.645, 0.79  # those of all others
 _DIGITS = ((99.95, 0), (9.995, 1), (0.9995, 2))  # from where on so many decimals are three digits
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_LEAST = 1e-12  # what is not above it is nothing
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -47,11 +48,11 @@ def clipped(text: str, width: float) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """`value` seconds with three digits that count: ``1.25 s``, ``12.5 s``, ``125 ms``, ``0.125 ms``; ``0 s``."""
+    """`value` seconds with three digits that count: ``1.25 s``, ``12.5 s``, ``125 ms``, ``0.125 ms``, ``0 s``."""
     if value == 0:
         return "0 s"
     unit, scaled = ("s", value) if value >= 0.9995 else ("ms", value * 1000)
-    return f"{scaled:.{_decimals(scaled)}f} {unit}"
+    return f"{_digits(scaled)} {unit}"
 
 
 def size_text(count: float) -> str:
@@ -59,16 +60,17 @@ def size_text(count: float) -> str:
     value, power = float(count), 0
     while value >= 999.5 and power < len(_UNITS) - 1:
         value, power = value / 1024, power + 1
-    return f"{value:.{_decimals(value) if power else 0}f} {_UNITS[power]}"
+    return f"{_digits(value) if power or value % 1 else int(value)} {_UNITS[power]}"
 
 
-def _decimals(value: float) -> int:
-    return next((count for least, count in _DIGITS if value >= least), 3)
+def _digits(value: float) -> str:
+    decimals = next((count for least, count in _DIGITS if value >= least), None)
+    return f"{value:.3g}" if decimals is None else f"{value:.{decimals}f}"
 
 
 def ticks(top: float, wanted: int = 6) -> list[float]:
-    """Round numbers from 0 to the first that is not below `top`, about `wanted` of them; ``[0, 1]`` where `top` is not positive."""
-    if not (top > 0 and math.isfinite(top)):
+    """Round numbers from 0 to the first that is not below `top`, about `wanted` of them; ``[0, 1]`` where `top` is nothing."""
+    if not (top > _LEAST and math.isfinite(top)):
         return [0.0, 1.0]
     rough = top / wanted
     power = 10.0 ** math.floor(math.log10(rough))
