@@ -259,11 +259,12 @@ def test_a_mount_that_opens_nothing_to_add_to_begins_anew(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("code", ["EINVAL", "ESPIPE", "EBADF"])
 def test_a_mount_that_refuses_the_first_added_byte_begins_anew_the_next_time(
-    mounted: Callable[..., FuseMount], behind: Path
+    mounted: Callable[..., FuseMount], behind: Path, code: str
 ) -> None:
     (behind / "a").write_bytes(CONTENT[: PART_SIZE + 100])
-    store = DirectoryStore(mounted(append_error="write:EINVAL").path)
+    store = DirectoryStore(mounted(append_error=f"write:{code}").path)
     upload = store.upload("a", SIZE, resume=True)
     assert len(upload.parts) == 1
     with pytest.raises(ObjectChanged, match="cannot be added to"):
@@ -376,6 +377,18 @@ def test_a_part_that_its_pace_ended_goes_on_where_it_was(plain: DirectoryStore, 
     upload.complete()
     assert sum(paced) == SIZE
     assert (behind / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("when", ["open", "write"])
+def test_a_mount_in_trouble_keeps_what_is_there(
+    mounted: Callable[..., FuseMount], behind: Path, when: str
+) -> None:
+    (behind / "a").write_bytes(CONTENT[: PART_SIZE + 100])
+    store = DirectoryStore(mounted(append_error=f"{when}:ENOSPC").path)
+    with pytest.raises(ResourceRefused):
+        store.upload("a", SIZE, resume=True).part(2, memoryview(CONTENT)[PART_SIZE : 2 * PART_SIZE])
+    assert (behind / "a").stat().st_size == PART_SIZE + 100
 
 
 # What was there, and what is not

@@ -230,3 +230,16 @@ def test_what_was_begun_is_gone_on_with_after_the_next_mount(
     mounted(inodes=1000)
     assert bed.good()["resumed"] == 2 * PART
     bed.complete_folder()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", [(), ("--verify", "crc")], ids=["sha256", "crc"])
+def test_a_mount_that_refuses_to_be_added_to_gets_the_file_anew_in_the_same_run(
+    bed: PullBed, mounted: Callable[..., FuseMount], words: tuple[str, ...]
+) -> None:
+    mount = mounted(append_error="write:ESPIPE")  # rclone, as it is mounted without further words
+    kill_after(bed, f"{bed.dest}/{BIG}", PART + MIB)
+    until(lambda: not mount.counters()["writers"], "the end of what the dead pull had open")
+    done = bed.good(*words)
+    assert (done["resumed"], done["mended"]) == (0, 0)
+    bed.complete_folder()

@@ -36,6 +36,7 @@ class Transfer:
     """Moves files from `hub` into `store`. What it did is in its attributes, also after it was cut short.
 
     `pulled` bytes came from the hub; `resumed` were at the destination from an earlier run. `mended` files came wrong at first.
+    A file that cannot be gone on with begins anew in the same run, and does not count as wrong.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Transfer:
             if again is None:
                 _refuse_wrong(wrong)
             elif wrong:
-                self.mended += len(wrong)
+                self.mended += sum(not one.lost for one in wrong)
                 repeated = [again(one) for one in wrong]
                 await self._round(repeated)
                 _refuse_wrong(repeated)

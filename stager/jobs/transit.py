@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stager.core.checksum import combine
-from stager.core.errors import StagerError
+from stager.core.errors import ObjectChanged, StagerError
 from stager.core.model import FileEntry
 from stager.engine.lanes import Checkpoint
 from stager.jobs.inflow import Digest, Feed, Portion, Stream
@@ -103,6 +103,7 @@ class Transit:
         self.wrong = (
             False  # what came, or what was there of it, is not what the hub promised: nothing was completed
         )
+        self.lost = False  # wrong, and only because what was there could not be gone on with
 
     @property
     def unproven(self) -> bool:
@@ -120,6 +121,8 @@ class Transit:
 
     def has(self, number: int) -> bool:
         """Whether part `number` (from 0) is at the destination already, and will not be read. In a lane; may ask the store."""
+        if self.wrong:
+            return True  # it begins anew, and no more of it is of use here
         if not self._resume:
             return False
         self._opened()
@@ -156,7 +159,10 @@ class Transit:
                 checkpoint(0)
 
     def _sent_part(self, upload: Upload, portion: Portion, checkpoint: Checkpoint) -> tuple[int, int] | None:
-        """The part's CRC and size, once the destination has it; None where it has another that cannot be replaced, as parts only ascend there."""
+        """The part's CRC and size, once the destination has it. None where it cannot go on there.
+
+        It has another part that cannot be replaced, as parts only ascend there; or it takes none after those of an earlier run.
+        """
         there, buffer = self._there.get(portion.number + 1), portion.buffer
         if there is not None and (buffer is None or there.crc64 == portion.crc):
             with self._changed:
@@ -165,7 +171,13 @@ class Transit:
         if there is not None and not upload.concurrent:
             return None
         assert buffer is not None  # only what is there is left out
-        made = upload.part(portion.number + 1, buffer.view, crc=portion.crc, pace=checkpoint)
+        try:
+            made = upload.part(portion.number + 1, buffer.view, crc=portion.crc, pace=checkpoint)
+        except ObjectChanged:
+            if not self._resume:
+                raise
+            self.lost = True
+            return None
         return made.crc64, made.size
 
     def _refuse(self) -> None:

@@ -14,7 +14,16 @@ from stager.node import partfile
 from stager.store.base import BLOCK, Pace, StoredObject, UploadedPart
 from stager.store.directory_upload import exists, stored
 
-_NO_APPEND = (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+_OF_THE_PLACE = (
+    *partfile.FULL,
+    errno.EIO,
+    errno.ENOTCONN,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EBUSY,
+)
+"""What is not said of adding to a file. That is refused in any other words: EPERM by ossfs, ESPIPE by rclone."""
 _HINTS = {
     errno.EFBIG: "the mount's parts are too small for such a file: raise its upload buffer (ossfs 2: `upload_buffer_size`)",
     errno.EBUSY: "another writer has it open, perhaps a run that was killed and whose file the mount still uploads: wait for it to end",
@@ -84,7 +93,7 @@ class MountedUpload:
         try:
             self._fd = os.open(self._final, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as exc:
-            if exc.errno not in _NO_APPEND:
+            if exc.errno in _OF_THE_PLACE:
                 raise
             return False
         self._adding = os.fstat(self._fd).st_size == found
@@ -150,7 +159,7 @@ class MountedUpload:
                 self._took(block[:written])
                 block = block[written:]
         except OSError as exc:
-            if self._adding and exc.errno in _NO_APPEND:
+            if self._adding and exc.errno not in _OF_THE_PLACE:
                 raise self._abandoned("cannot be added to on this mount") from exc
             self._close()  # this handle is good for nothing any more, and other writers wait for it
             raise self._failure(exc) from exc
