@@ -116,7 +116,7 @@ def test_what_the_hub_itself_says_may_fail_too(pullbed: PullBed) -> None:
     blows = dealt(shards(pullbed, 7), kinds)
     for name, kind in blows:
         seconds = 2 if kind == "hang" else 0.1
-        pullbed.hub.faults.add(HubFault(kind, operation="repo", key_glob=name, seconds=seconds))
+        pullbed.hub.faults.add(HubFault(kind, operation="repo", key_glob=name, seconds=seconds, samples=True))
     for kind in ("drop", "cut-list", "garbled"):
         pullbed.hub.faults.add(HubFault(kind, operation="files"))
     pullbed.good(*QUICK)

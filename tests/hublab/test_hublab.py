@@ -550,7 +550,7 @@ def test_a_fault_strikes_as_it_says_and_as_often(stocked: HubLab, kind: str) -> 
     def ask() -> Got:
         if kind in ("cut-list", "garbled"):
             return ms(stocked, "/repo/files")
-        return big(stocked, Range="bytes=0-262143")
+        return big(stocked, Range="bytes=0-299999")
 
     clean = ask()
     host = "hub" if KINDS[kind][1] is LISTS else "cdn"
