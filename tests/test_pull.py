@@ -37,6 +37,11 @@ def mine(bed: PullBed) -> str:
     return bed.repo.branches["master"]
 
 
+def another(path: str, size: int) -> bytes:
+    """New content for a file of the model."""
+    return weights(size) if path.endswith(".safetensors") else os.urandom(size)
+
+
 # From beginning to end
 
 
@@ -91,7 +96,9 @@ def test_a_dry_run_writes_nothing(pullbed: PullBed) -> None:
     assert [path for path, _ in found["left_out"]] == sorted(contents(pullbed.repo).keys() - files.keys())
     assert found["verdict"] == "a run would begin"
     assert pullbed.written() == []
-    assert pullbed.hub.bytes_sent() == 1, "one byte, to see whether the hub gives what it lists"
+    assert pullbed.hub.bytes_sent() == 1 + 2 * 256 * 1024, (
+        "one byte, to see whether the hub gives what it lists, and two headers"
+    )
     assert pullbed.oss.names() == []
     pullbed.dest = pullbed.dir
     assert pullbed.pull("--dry-run").code == 0
@@ -105,7 +112,7 @@ def test_branches_tags_and_commits(pullbed: PullBed) -> None:
     old = contents(pullbed.repo)
     first = pullbed.repo.branches["master"]
     pullbed.repo.tag("v1.0")
-    pullbed.commit({"config.json": b'{"v": 2}', SECOND: os.urandom(2 * MIB), "extra/notes.txt": None})
+    pullbed.commit({"config.json": b'{"v": 2}', SECOND: weights(2 * MIB, "b"), "extra/notes.txt": None})
     second = pullbed.commit({"tokenizer.json": os.urandom(5000)}, branch="dev", base=first)
 
     pullbed.source = "acme/tiny@v1.0"
@@ -152,7 +159,7 @@ def test_a_branch_that_moves_meanwhile(pullbed: PullBed) -> None:
     with pullbed.held(key_glob=FIRST, host="cdn") as gate:
         running = pullbed.start("--json", "-P", "1", "--no-adapt")
         gate.reached()
-        pullbed.commit({path: os.urandom(len(data)) for path, data in before.items()})
+        pullbed.commit({path: another(path, len(data)) for path, data in before.items()})
     done = running.finish()
     assert done.code == 0, str(done)
     assert done.event("pull_summary")["revision"] == commit
@@ -191,8 +198,8 @@ def fine_tune(folder: str) -> dict[str, bytes]:
     """A model that was made here; one file is sent in parts."""
     files = {
         "config.json": b"{}",
-        "model.safetensors": os.urandom(3 * PART + 5),
-        "deep/er/adapter.safetensors": os.urandom(MIB),
+        "model.safetensors": weights(3 * PART + 5),
+        "deep/er/adapter.safetensors": weights(MIB),
         "empty": b"",
     }
     for path, data in files.items():
@@ -258,6 +265,7 @@ def below(bed: PullBed, prefix: str) -> list[str]:
 
 
 def test_what_an_engine_needs(pullbed: PullBed) -> None:
+    as_it_is = "--allow-incomplete"  # for only the names are those of a model
     weights = {
         "config.json": b"{}",
         "model.safetensors": b"s" * 99,
@@ -278,11 +286,11 @@ def test_what_an_engine_needs(pullbed: PullBed) -> None:
     pullbed.hub.repo("acme/pipe").commit(pipeline)
     done = pulls(
         pullbed,
-        ("acme/both", "--for", "vllm"),
-        ("acme/tiny-GGUF", "--for", "llama.cpp", "--quant", "q4_k_m"),
-        ("acme/pipe", "--for", "diffusers"),
+        ("acme/both", "--for", "vllm", as_it_is),
+        ("acme/tiny-GGUF", "--for", "llama.cpp", "--quant", "q4_k_m", as_it_is),
+        ("acme/pipe", "--for", "diffusers", as_it_is),
         ("acme/tiny-GGUF", "--for", "llama.cpp"),
-        ("acme/both", "--for", "vllm", "--include", "*.json", "--include", "*.safetensors", "--exclude", "c*"),
+        ("acme/both", "--for", "vllm", as_it_is, "--include", "*.json", "--include", "*.safetensors", "--exclude", "c*"),
         ("acme/both", "--include", "*.onnx"),
     )  # fmt: skip
     assert [one.code for one in done] == [0, 0, 0, 2, 0, 7], "\n".join(map(str, done))
@@ -376,7 +384,7 @@ def test_another_model_lies_there(pullbed: PullBed) -> None:
     told = {"v": 1, "source": "ms://acme/tiny", "revision": "1", "state": "complete", "files": []}
     pullbed.oss.put(pullbed.prefix + MANIFEST, json.dumps(told).encode())
     other = pullbed.hub.repo("acme/other")
-    other.commit({"config.json": b"other", "x.safetensors": b"x"})
+    other.commit({"config.json": b"other", "x.safetensors": weights(1000)})
     pullbed.source = "acme/other"
     pullbed.forget()
     said = pullbed.refused(2)
