@@ -70,9 +70,13 @@ class Place:
         return bytes(got)
 
     def stock(
-        self, files: Sequence[HubFile], proof: Proof = Proof.SHA256, revision: str = REVISION
+        self,
+        files: Sequence[HubFile],
+        proof: Proof = Proof.SHA256,
+        revision: str = REVISION,
+        others: tuple[HubFile, ...] = (),
     ) -> Standing:
-        snapshot = Snapshot(SOURCE, revision, tuple(files))
+        snapshot = Snapshot(SOURCE, revision, (*files, *others))
         return anyio.run(partial(take_stock, self.store, snapshot, files, proof))
 
     def ledger(
@@ -83,7 +87,7 @@ class Place:
         others: tuple[HubFile, ...] = (),
     ) -> Ledger:
         """Of a pull of `files`; `others` are in the revision as well."""
-        standing = self.stock(files, revision=revision)
+        standing = self.stock(files, revision=revision, others=others)
         return Ledger(self.store, Snapshot(source, revision, (*files, *others)), files, standing)
 
 
@@ -261,12 +265,28 @@ def test_what_other_pulls_have_promised_stays_pending_until_it_is_brought(place:
     assert place.manifest().pending == ()
 
 
+def test_what_the_revision_no_longer_has_is_remembered_until_it_is_gone(place: Place) -> None:
+    place.send(a=NEW, old=OLD, older=OLD, foreign=OLD)
+    earlier = Manifest(SOURCE, "before", COMPLETE, (row("old", OLD), row("gone", OLD)), former=("older",))
+    put(place.store, PATH, earlier.dump(time=0.0, version="0"))
+    ledger = place.ledger(hub_file("a", NEW))
+    ledger.begin({}, [])
+    assert place.manifest().former == ("old", "older")
+    ledger.conclude({"a": row("a", NEW)}, [])
+    assert place.manifest().former == ("old", "older")
+    ledger = place.ledger(hub_file("a", NEW))
+    assert ledger.is_current({"a": row("a", NEW)}, [])
+    ledger.conclude({"a": row("a", NEW)}, [], ["old"])
+    assert place.manifest().former == ("older",)
+
+
 def test_rows_whose_file_is_gone_or_has_another_size_are_not_kept(place: Place) -> None:
     place.send(a=NEW, shorter=OLD[:-1])
     place.note(row("a", NEW), row("gone", OLD), row("shorter", OLD), unproven=("gone",))
-    ledger = place.ledger(hub_file("a", NEW))
-    ledger.conclude({"a": row("a", NEW)}, [])
-    assert place.manifest() == Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),))
+    others = hub_file("gone", OLD), hub_file("shorter", OLD)
+    place.ledger(hub_file("a", NEW), others=others).conclude({"a": row("a", NEW)}, [])
+    concluded = Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),), pending=("shorter",))
+    assert place.manifest() == concluded
 
 
 @pytest.mark.parametrize(
@@ -278,7 +298,7 @@ def test_rows_of_another_revision_are_not_kept(place: Place, manifest: dict[str,
     place.send(a=NEW, gguf=OLD)
     place.note(row("gguf", OLD), unproven=("gguf",), **manifest)
     place.ledger(hub_file("a", NEW)).conclude({"a": row("a", NEW)}, [])
-    assert place.manifest() == Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),))
+    assert place.manifest() == Manifest(SOURCE, REVISION, COMPLETE, (row("a", NEW),), former=("gguf",))
 
 
 # The row of a file that is there

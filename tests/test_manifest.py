@@ -158,6 +158,7 @@ unproven = st.lists(entries.map(lambda entry: entry.path), max_size=3).map(tuple
     origins,
     unproven,
     unproven,
+    unproven,
 )
 def test_what_is_written_is_read(
     source: str,
@@ -167,8 +168,11 @@ def test_what_is_written_is_read(
     origin: Origin | None,
     resumed: tuple[str, ...],
     pending: tuple[str, ...],
+    former: tuple[str, ...],
 ) -> None:
-    manifest = Manifest(source, revision, state, tuple(files), origin, resumed, pending=pending)
+    manifest = Manifest(
+        source, revision, state, tuple(files), origin, resumed, pending=pending, former=former
+    )
     raw = manifest.dump(time=1.5, version="1.2")
     assert Manifest.parse(raw) == manifest
     body = json.loads(raw)

@@ -403,11 +403,44 @@ def test_mirror_leaves_other_models_alone(pullbed: PullBed) -> None:
     pullbed.oss.put(pullbed.prefix + "r1.txt", b"no model's")
     line = pullbed.refused(2, "--mirror")
     assert "which no pull has filled so far" in line
+    pullbed.commit({"r1/gone.txt": b"of an earlier revision", "gone.txt": b"as well"})
     pullbed.good()
+    pullbed.commit({"r1/gone.txt": None, "gone.txt": None})
     done = pullbed.pull("--json", "--dry-run", "--mirror")
-    assert done.event("pull_forecast")["removes"] == ["r1.txt"]
+    assert done.event("pull_forecast")["removes"] == ["gone.txt"]
     assert pullbed.good("--mirror")["removed"] == 1
-    pullbed.complete(besides=["r1/config.json", "r1/w.safetensors", f"r1/{MANIFEST}"])
+    pullbed.complete(
+        besides=["r1/config.json", "r1/w.safetensors", f"r1/{MANIFEST}", "r1/gone.txt", "r1.txt"]
+    )
+
+
+def test_mirror_removes_what_pulls_have_brought_and_nothing_else(pullbed: PullBed) -> None:
+    bed = pullbed
+    bed.oss.put(bed.prefix + "thesis.txt", b"nobody else has it")
+    bed.commit({"first.txt": b"1", "second.txt": b"2"})
+    bed.good()
+    bed.commit({"first.txt": None})
+    told = bed.pull("--json").all("note")
+    hints = {one["code"]: one["hint"] for one in told}
+    assert "--mirror` removes them" in hints["obsolete"]
+    assert "only what a pull has brought" in hints["foreign"]
+    bed.commit({"second.txt": None})
+    bed.good("--include", "*.json")
+    assert (
+        bed.good("--mirror")["removed"] == 2
+    )  # though the manifest before last was the last to name one of them
+    bed.complete(besides=["thesis.txt"])
+    assert not bed.manifest().get("former")
+
+
+def test_what_a_former_revision_had_is_not_taken_for_what_the_next_has(pullbed: PullBed) -> None:
+    pullbed.commit({"again.txt": b"one"})
+    pullbed.good()
+    pullbed.commit({"again.txt": None})
+    pullbed.good()
+    pullbed.commit({"again.txt": b"two"})
+    pullbed.good("--verify", "none")
+    assert pullbed.objects()["again.txt"] == b"two"
 
 
 # While it is under way

@@ -38,10 +38,11 @@ def snapshot(*names: str) -> Snapshot:
     return Snapshot(SOURCE, REVISION, tuple(HubFile(FileEntry(name, 1), "v") for name in names))
 
 
-def noted(folder: Path) -> None:
-    """A pull was here before."""
+def noted(folder: Path, *names: str) -> None:
+    """A pull was here before, and has brought these files."""
     place(folder, PATH)
-    (folder / PATH).write_bytes(Manifest(SOURCE, "old", COMPLETE, ()).dump(time=0, version="0"))
+    rows = tuple(FileEntry(name, 1) for name in names)
+    (folder / PATH).write_bytes(Manifest(SOURCE, "old", COMPLETE, rows).dump(time=0, version="0"))
 
 
 def opened(folder: Path) -> Store:
@@ -79,18 +80,22 @@ def test_of_two_that_may_be_ours_none_is() -> None:
 
 def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
     place(tmp_path, "thing", "other", "thingy")
-    noted(tmp_path)
+    noted(tmp_path, "thing")
     wanted, store = ["thing/inside.txt", "thing/deep/er.txt"], opened(tmp_path)
     found = standing(store, *wanted)
     with pytest.raises(UsageError, match="thing` is in the way: this revision has a folder") as caught:
         remains.in_the_way(store, found, wanted, mirror=False)
     assert "--mirror" in (caught.value.hint or "")
     assert remains.in_the_way(store, found, wanted, mirror=True) == ("thing",)
+    noted(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        remains.in_the_way(store, standing(store, *wanted), wanted, mirror=True)
+    assert "--mirror" not in (caught.value.hint or ""), "no pull has brought it"
 
 
 def test_a_folder_where_a_file_must_be(tmp_path: Path) -> None:
     place(tmp_path, "thing/a", "thing/b/c", "other")
-    noted(tmp_path)
+    noted(tmp_path, "thing/a", "thing/b/c")
     store = opened(tmp_path)
     found = standing(store, "thing")
     assert remains.in_the_way(store, found, ["thing"], mirror=True) == ("thing/a", "thing/b/c")
@@ -126,7 +131,7 @@ def test_what_no_pull_brings_is_in_the_way_too(tmp_path: Path, there: str, named
 
 def test_a_link_to_a_folder_is_in_the_way(tmp_path: Path) -> None:
     place(tmp_path, "elsewhere/x", "model/other")
-    noted(tmp_path / "model")
+    noted(tmp_path / "model", "thing/x")
     (tmp_path / "model/thing").symlink_to(tmp_path / "elsewhere")
     store = opened(tmp_path / "model")
     with pytest.raises(UsageError, match="thing` is in the way"):
@@ -135,7 +140,7 @@ def test_a_link_to_a_folder_is_in_the_way(tmp_path: Path) -> None:
 
 def test_a_folder_that_empties_when_its_files_go_is_not(tmp_path: Path) -> None:
     place(tmp_path, "thing/deep/a", "thing/b")
-    noted(tmp_path)
+    noted(tmp_path, "thing/deep/a", "thing/b")
     store = opened(tmp_path)
     blocking = remains.in_the_way(store, standing(store, "thing"), ["thing"], mirror=True)
     store.delete(blocking)

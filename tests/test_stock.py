@@ -76,9 +76,10 @@ class Destination:
         revision: str = REVISION,
         unproven: tuple[str, ...] = (),
         pending: tuple[str, ...] = (),
+        former: tuple[str, ...] = (),
     ) -> None:
         """Writes a manifest."""
-        manifest = Manifest(source, revision, state, rows, unproven=unproven, pending=pending)
+        manifest = Manifest(source, revision, state, rows, unproven=unproven, pending=pending, former=former)
         self.put(PATH, manifest.dump(time=0.0, version="0"))
 
     def stock(
@@ -192,6 +193,8 @@ def test_without_a_proof_what_an_ended_pull_has_brought_of_another_revision_is_w
     assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
     assert dest.verdict(blob(), Proof.NONE)[0] == "wanted", "nobody can say that it is the same"
     dest.note(row(digest=None), state=UPDATING, revision="older")
+    assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
+    dest.note(former=("a",))
     assert dest.verdict(digested(), Proof.NONE)[0] == "wanted"
 
 
@@ -313,14 +316,15 @@ def test_from_a_folder_everything_may_go_on(dest: Destination) -> None:
     assert dest.stock(*files, proof=Proof.SHA256, source="/models/r1").resumable == {"a", "b"}
 
 
-def test_what_the_revision_no_longer_has_is_obsolete(dest: Destination) -> None:
+def test_what_pulls_have_brought_and_the_revision_no_longer_has_is_obsolete(dest: Destination) -> None:
     others = [f"{n}.bin" for n in range(8)]
     for name in ("z", "sub/b", "a", "kept", *others, "x.lock", ".git/config", "._____temp/a", "y.part"):
         dest.put(name, b"x")
     dest.put(".stager/pull.lease", b"x")
-    dest.note()
+    dest.note(row("z"), row("gone"), row("0.bin"), pending=("1.bin",), former=("2.bin", "a", "kept"))
     standing = dest.stock(digested("a"), proof=Proof.SHA256, whole=[digested("kept")])
-    assert standing.obsolete == (*others, "sub/b", "z")
+    assert standing.obsolete == (*others[:3], "z")
+    assert standing.foreign == (*others[3:], "sub/b")
     assert set(standing.objects) == {"a", "kept", "sub/b", "z", *others}
 
 
@@ -539,7 +543,8 @@ def test_every_file_is_filed_once_whatever_lies_there(
         found = verdicts(standing)
         assert sorted(found) == list(range(len(files)))
         assert standing.wanted == sorted(standing.wanted)
-        assert set(standing.obsolete) == there.keys() - {one.entry.path for one in files}
+        unlisted = there.keys() - {one.entry.path for one in files}
+        assert sorted((*standing.obsolete, *standing.foreign)) == sorted(unlisted)
         for index, (verdict, crc) in found.items():
             entry = files[index].entry
             data = there.get(entry.path, (None, ""))[0]

@@ -39,7 +39,8 @@ class Manifest:
     `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else. `unproven` are the paths whose objects were
     completed from parts of an earlier pull and not yet read back. `strangers` are the unfinished uploads, by id, that were there before the first pull of
     this content: nobody knows what they hold, so they are never gone on with. `pending` are paths of the revision that were not brought: what lies
-    there, if anything, is of an older one. All three are for pull alone.
+    there, if anything, is of an older one. `former` are files of earlier revisions that this one no longer has, and that are still there. All
+    four are for pull alone.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Manifest:
     unproven: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
 
     @staticmethod
     def parse(raw: bytes) -> Manifest:
@@ -63,7 +65,8 @@ class Manifest:
             unproven, strangers = _paths(body.get("unproven", [])), _texts(body.get("strangers", []))
             source, revision, state = str(body["source"]), str(body["revision"]), str(body["state"])
             pending = _paths(body["pending"]) if "pending" in body else _promises(state, files)
-            return Manifest(source, revision, state, files, origin, unproven, strangers, pending)
+            former = _paths(body.get("former", []))
+            return Manifest(source, revision, state, files, origin, unproven, strangers, pending, former)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
@@ -87,6 +90,8 @@ class Manifest:
             body["strangers"] = self.strangers
         if self.pending or self.state == UPDATING:
             body["pending"] = self.pending
+        if self.former:
+            body["former"] = self.former
         return (
             json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
         )
@@ -94,6 +99,10 @@ class Manifest:
     def rows(self) -> dict[str, FileEntry]:
         """The files by path; of a path that is promised twice the last."""
         return {entry.path: entry for entry in self.files}
+
+    def named(self) -> frozenset[str]:
+        """The paths of all files that this manifest or one before it has promised, as far as they may still be there."""
+        return frozenset({*(entry.path for entry in self.files), *self.pending, *self.former})
 
     def refuse_updating(self, root: str) -> None:
         """Raise `IntegrityError` while a writer is replacing the model below `root`."""

@@ -47,6 +47,7 @@ class Ledger:
         self._rows = standing.manifest.rows() if standing.manifest is not None else {}
         self._kept = self._rows_to_keep(standing)
         self._elsewhere = self._pending_elsewhere(standing)
+        self._former = standing.obsolete
 
     def _rows_to_keep(self, standing: Standing) -> dict[str, FileEntry]:
         """What earlier pulls with other selections brought, is still there, and is what this revision has."""
@@ -71,9 +72,8 @@ class Ledger:
         before = standing.manifest
         if before is None:
             return frozenset()
-        named = {*self._rows, *before.pending}
         others = {one.entry.path for one in self._snapshot.files} - self._files.keys() - self._kept.keys()
-        return frozenset(others & named & standing.objects.keys())
+        return before.named() & others & standing.objects.keys()
 
     def entry(self, file: HubFile, crc64: int | None) -> FileEntry:
         """The row of a file that was there before, with what is known of it now."""
@@ -120,9 +120,12 @@ class Ledger:
             self._begun = manifest
             return True
 
-    def conclude(self, entries: Mapping[str, FileEntry], unproven: Iterable[str]) -> bool:
-        """Say that the model is whole; `entries` are all files of the pull, by path. Whether that had to be written."""
+    def conclude(
+        self, entries: Mapping[str, FileEntry], unproven: Iterable[str], removed: Collection[str] = ()
+    ) -> bool:
+        """Say that the model is whole; `entries` are all files of the pull, by path, `removed` what is gone. Whether that had to be written."""
         manifest = self._manifest(COMPLETE, entries, unproven)
+        manifest = replace(manifest, former=tuple(name for name in self._former if name not in removed))
         with self._lock:
             self._concluded = True
             if manifest == self._before and self._begun is None:
@@ -151,6 +154,7 @@ class Ledger:
             tuple(all_of_them[path] for path in sorted(all_of_them)),
             unproven=tuple(sorted(doubts)),
             pending=tuple(sorted({*awaited, *self._elsewhere})),
+            former=self._former,
         )
 
     def _write(self, manifest: Manifest) -> None:

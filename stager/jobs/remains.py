@@ -7,14 +7,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from stager.core.errors import UsageError, from_oserror
+from stager.core.events import Note
 from stager.core.manifest import PATH, UPDATING
 from stager.core.placement import above
 from stager.core.source import same_source
-from stager.core.units import count, shown
+from stager.core.units import count, format_size, shown
 from stager.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from stager.hub.base import Snapshot
     from stager.jobs.stock import Standing
@@ -57,10 +58,11 @@ def whose(begun: Sequence[Unfinished], standing: Standing) -> tuple[dict[str, st
 def refuse_other(store: Store, standing: Standing, snapshot: Snapshot, *, mirror: bool) -> None:
     """Raise `UsageError` when another model lies there: it would be overwritten in part, and lost."""
     root, before = shown(store.root), standing.manifest
-    if mirror and before is None and standing.problem is None and standing.obsolete:
+    if mirror and before is None and standing.problem is None and standing.foreign:
+        files, first = count(len(standing.foreign), "file"), shown(standing.foreign[0])
         raise UsageError(
-            f"--mirror would remove {count(len(standing.obsolete), 'file')} from `{root}`, which no pull has filled so far",
-            hint="pull once without --mirror first, or choose an empty place",
+            f"--mirror of `{root}`, which no pull has filled so far, and which holds {files}, first {first}",
+            hint="choose an empty place; or pull without --mirror, which removes nothing there, now or later",
         )
     if before is None or same_source(before.source, snapshot.source) or mirror:
         return
@@ -68,6 +70,19 @@ def refuse_other(store: Store, standing: Standing, snapshot: Snapshot, *, mirror
         f"`{root}` holds another model: its manifest names {shown(before.source)}",
         hint="choose another destination; `--mirror` replaces what is there",
     )
+
+
+def surplus(standing: Standing, dest: str, *, mirror: bool) -> Iterator[Note]:
+    """That files in `dest` are not in the revision, and stay."""
+    for names, what, hint in (
+        (() if mirror else standing.obsolete, "no longer in this revision", "`--mirror` removes them"),
+        (standing.foreign, "of no pull", "`--mirror` removes only what a pull has brought"),
+    ):
+        if names:
+            size = format_size(sum(standing.objects[name].size for name in names))
+            files, verb = f"{count(len(names), 'file')} ({size})", "is" if len(names) == 1 else "are"
+            message = f"{files} in `{shown(dest)}` {verb} {what}, first {shown(names[0])}: kept"
+            yield Note("info", "obsolete" if names is standing.obsolete else "foreign", message, hint)
 
 
 def in_the_way(store: Store, standing: Standing, paths: Iterable[str], *, mirror: bool) -> tuple[str, ...]:

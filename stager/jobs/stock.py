@@ -35,8 +35,8 @@ class Standing:
     none, and where `problem` says why it cannot be used. Of a file in `proven` nothing is left to do; its CRC-64 is given where it is known.
     One in `doubtful` has the right size, and only reading it back can prove it. One in `compare` is proven if the CRC-64 of its source,
     which nobody states, is this one. The unfinished uploads of `resumable` paths hold the same content and may be gone on with.
-    `obsolete` are files of a model, ascending, that the whole revision no longer has; files of another model, in a folder
-    with a manifest of its own, are none.
+    `obsolete` are files, ascending, that earlier pulls have brought and the whole revision no longer has; `foreign` are those
+    that neither has. Files of another model, in a folder with a manifest of its own, are none of both.
     """
 
     objects: dict[str, StoredObject]
@@ -49,6 +49,7 @@ class Standing:
     wanted: list[int] = field(default_factory=list)
     resumable: frozenset[str] = frozenset()
     obsolete: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
 
 async def take_stock(store: Store, snapshot: Snapshot, files: Sequence[HubFile], proof: Proof) -> Standing:
@@ -64,7 +65,10 @@ async def take_stock(store: Store, snapshot: Snapshot, files: Sequence[HubFile],
     judge = _Judge(standing, snapshot, proof, listed.modified if listed is not None else 0.0)
     standing.resumable = frozenset(one.entry.path for one in files if judge.same_source_content(one))
     surplus = standing.objects.keys() - {one.entry.path for one in snapshot.files}
-    standing.obsolete = tuple(sorted(name for name in surplus if not name.startswith(standing.others)))
+    unlisted = sorted(name for name in surplus if not name.startswith(standing.others))
+    named = standing.manifest.named() if standing.manifest is not None else frozenset()
+    standing.obsolete = tuple(name for name in unlisted if name in named)
+    standing.foreign = tuple(name for name in unlisted if name not in named)
     stated = states_checksums(store.root)
     found = {
         index: there
@@ -134,7 +138,9 @@ class _Judge:
             and same_source(manifest.source, snapshot.source)
         )
         self._complete = manifest is not None and manifest.state == COMPLETE
-        self._pending = frozenset(manifest.pending) if manifest is not None else frozenset()
+        self._older = (
+            frozenset((*manifest.pending, *manifest.former)) if manifest is not None else frozenset()
+        )
 
     def _row(self, entry: FileEntry) -> FileEntry | None:
         """What the manifest says of this very file; None where it speaks of one of another size."""
@@ -206,7 +212,7 @@ class _Judge:
 
     def _is_older(self, entry: FileEntry) -> bool:
         """Whether the manifest knows no better of what lies there than that an earlier pull brought it, of whatever revision."""
-        if entry.path in self._pending:
+        if entry.path in self._older:
             return True
         row = self._row(entry)
         return row is not None and not self._same_revision and None in (row.sha256, entry.sha256)
