@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stager.core.errors import UsageError
+from stager.core.units import MIB
 
 NAMES, OFFSETS, READ = "mmap-names", "mmap-offsets", "read"
 RECIPE, VMTOUCH, WARMING, WARM_MMAP = "recipe", "vmtouch", "warm", "warm+mmap"
@@ -74,6 +75,11 @@ def trials_of(
     ]
 
 
+def repeats(rounds: int) -> int:
+    """How many disturbed runs of a cell are repeated: as many as there are rounds, and one more where there is only one."""
+    return max(2, rounds)
+
+
 def in_round(trials: Sequence[Trial], number: int) -> list[Trial]:
     """The trials in the order of round `number` (from 0).
 
@@ -119,7 +125,7 @@ def sample(sizes: Sequence[int], budget: int | None) -> Sample:
     largest = max(range(len(sizes)), key=lambda at: (sizes[at], -at))
     # Configuration files alone would say nothing about the storage.
     if 2 * sum(sizes[index] for index in chosen) < min(budget, sizes[largest]):
-        return Sample((largest,), max(1, budget))
+        return Sample((largest,), max(MIB, budget // MIB * MIB))
     return Sample(tuple(sorted(chosen)))
 
 

@@ -40,6 +40,7 @@ from stager.jobs.bench_methods import Methods
 from stager.jobs.bench_probe import fetch_rate, give_back, rates
 from stager.jobs.bench_trial import Trials
 from stager.jobs.options import Selection
+from stager.node import reclaim
 from stager.node.memory import Gauge
 from stager.store.opening import StoreOptions
 
@@ -220,6 +221,9 @@ class Bench:
         if self._machine.load > self._machine.cores / 2:
             busy = f"load average {self._machine.load:.1f} on {count(self._machine.cores, 'core')}: others use this machine"
             self._reporter.emit(Note("warning", "busy", busy))
+        if (shown_by := reclaim.proactive()) is not None:
+            pages = f"this node pages out memory by itself ({shown_by}): more runs than elsewhere will be thrown away"
+            self._reporter.emit(Note("info", "proactive_reclaim", pages))
         runs = 2 * options.rounds * len(self._planned)
         rounds = count(options.rounds, "round")
         self._reporter.emit(
@@ -289,12 +293,15 @@ class Bench:
         if options.report:
             await self._report(BenchResults(summary, tuple(runs), tuple(cells)), options.report)
         self._reporter.emit(summary)
+        late = options.timeout is not None and time.monotonic() - self._began >= options.timeout
+        if late and self._trials.over:
+            hint = (
+                "what was measured until then is above" if summary.runs else "give it longer, or use --quick"
+            )
+            raise DeadlineExceeded("--timeout ran out", hint=hint)
         if not summary.runs:
             why = next((cell.unmeasured for cell in cells if cell.unmeasured), "")
             raise AnswerNo("nothing could be measured", hint=why or None)
-        late = options.timeout is not None and time.monotonic() - self._began >= options.timeout
-        if late and self._trials.over:
-            raise DeadlineExceeded("--timeout ran out", hint="what was measured until then is above")
         return 0
 
     async def _report(self, results: BenchResults, folder: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.bench_plan import FETCH_MMAP, NAMES, READ
+from stager.core.bench_plan import FETCH_MMAP, NAMES, READ, repeats
 from stager.core.bench_reports import COLD, WARM, BenchRun
 from stager.core.units import format_size, shown
 from stager.engine import runtime
@@ -94,7 +94,7 @@ class Trials:
             made = await once()
             if made.failed:
                 self._hopeless.add((trial, state))
-            if not made.disturbed or self._again[trial, state] >= self.rounds:
+            if not made.disturbed or self._again[trial, state] >= repeats(self.rounds):
                 return
             self._again[trial, state] += 1
 

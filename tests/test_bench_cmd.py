@@ -1,0 +1,388 @@
+"""``stager bench`` on real files, mounts and a look-alike of OSS: what it measures, throws away, refuses, and leaves behind."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fetchbed import Bed
+from tests.fuselab.fixtures import MountFactory
+from tests.harness import MIB, Box, Done, files_below, resident, until
+
+METHODS = "read,mmap-names,recipe,vmtouch,warm+mmap"
+
+
+def bench(box: Box, *words: str, **options: Any) -> Done:
+    """``stager bench --yes --json`` to its end."""
+    return box.run("bench", "--yes", "--json", *words, **options)
+
+
+def good(box: Box, *words: str, **options: Any) -> Done:
+    done = bench(box, *words, **options)
+    assert done.code == 0, str(done)
+    return done
+
+
+def cell(done: Done, method: str, state: str = "cold", loaders: int = 1, file: str = "") -> dict[str, Any]:
+    found = [
+        one
+        for one in done.all("bench_cell")
+        if (one["method"], one["state"], one["loaders"], one["file"]) == (method, state, loaders, file)
+    ]
+    assert len(found) == 1, str(done)
+    return found[0]
+
+
+def stamps(folder: str) -> dict[str, tuple[int, int, int]]:
+    """What would tell of a write."""
+    return {
+        path: (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for path in files_below(folder)
+        for status in [os.stat(path)]
+    }
+
+
+def with_word(word: str) -> list[int]:
+    """Processes that have `word` in their environment."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if word.encode() in Path("/proc", pid, "environ").read_bytes():
+                found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+@contextmanager
+def evicting(*paths: str) -> Iterator[threading.Event]:
+    """Somebody else, who drops the pages of `paths` all the time until the block ends or the event is set."""
+    over = threading.Event()
+    fds = [os.open(path, os.O_RDONLY) for path in paths]
+
+    def work() -> None:
+        while not over.is_set():
+            for fd in fds:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield over
+    finally:
+        over.set()
+        thread.join()
+        for fd in fds:
+            os.close(fd)
+
+
+# What it measures
+
+
+def test_every_number_of_a_cell_follows_from_the_lines_of_its_runs(box: Box) -> None:
+    model = box.model()
+    before = stamps(model)
+    done = good(box, model, "--methods", METHODS, "--loaders", "2", "--rounds", "2")
+    size = sum(os.path.getsize(path) for path in files_below(model))
+    runs = {one["run"]: one for one in done.all("bench_run")}
+    assert len(runs) == len(done.all("bench_run"))
+    cells = done.all("bench_cell")
+    assert sorted({one["method"] for one in cells}) == sorted(METHODS.split(","))
+    for one in cells:
+        if one["unmeasured"]:
+            assert one["method"] == "vmtouch"
+            continue
+        mine = [runs[name] for name in one["runs"]]
+        assert one["rounds"] == len(mine) == 2
+        assert {(run["method"], run["state"], run["loaders"]) for run in mine} == {
+            (one["method"], one["state"], one["loaders"])
+        }
+        seconds = [run["seconds"] for run in mine]
+        assert one["seconds"]["median"] == statistics.median(seconds)
+        assert one["seconds"]["max"] == max(seconds)
+        assert one["seconds"]["mean"] == pytest.approx(statistics.fmean(seconds))
+        assert one["seconds"]["stdev"] == pytest.approx(statistics.stdev(seconds))
+        each = [value for run in mine for value in run["loader_seconds"]]
+        assert len(each) == 2 * one["loaders"]
+        assert one["loader_seconds"]["max"] == max(each) <= one["seconds"]["max"] + 1e-9
+        assert one["throughput"] == pytest.approx(size / one["seconds"]["median"])
+        for run in mine:
+            assert run["bytes"] == run["resident_after"] == size
+            assert run["resident_before"] == (0 if one["state"] == "cold" else size)
+            assert run["cpu_seconds"] > 0
+    last = done.events[-1]
+    assert (last["type"], last["rounds"], last["loaders"]) == ("bench", 2, [2])
+    assert last["storages"][0]["bytes"] == size
+    assert last["machine"]["cores"] == os.cpu_count()
+    assert stamps(model) == before
+    assert resident(*files_below(model)) == 0
+
+
+def test_loaders_tell_of_every_file_and_the_device_of_what_it_delivered(box: Box) -> None:
+    model = box.model()
+    done = good(box, model, "--methods", "mmap-names", "--loaders", "2", "--rounds", "1")
+    names = {os.path.relpath(path, model): os.path.getsize(path) for path in files_below(model)}
+    for run in done.all("bench_run"):
+        assert {row["path"]: row["bytes"] for row in run["files"]} == names
+        assert sum(row["seconds"] for row in run["files"]) <= 2 * run["seconds"]
+    if done.event("bench")["storages"][0]["device"]:
+        assert cell(done, "mmap-names", loaders=2)["device_bytes"] >= sum(names.values())
+
+
+def test_warm_tells_how_it_went_and_files_are_measured_one_by_one(box: Box) -> None:
+    model = box.model(shards=2)
+    done = good(
+        box, model, "--methods", "warm,read,mmap-offsets", "--loaders", "1", "--rounds", "1", "--per-file"
+    )
+    warmed = next(run for run in done.all("bench_run") if (run["method"], run["state"]) == ("warm", "cold"))
+    assert warmed["timeline"]
+    seconds, size, lanes = warmed["timeline"][-1]
+    assert seconds >= 0
+    assert 0 <= size <= warmed["bytes"]
+    assert lanes >= 1
+    for path in [path for path in files_below(model) if path.endswith(".safetensors")]:
+        one = cell(done, "read", file=os.path.relpath(path, model))
+        assert (one["bytes"], one["rounds"]) == (os.path.getsize(path), 1)
+
+
+def test_people_get_a_table_on_stdout_and_the_runs_on_stderr(box: Box) -> None:
+    model = box.model()
+    done = box.run("bench", "--yes", model, "--methods", "read,warm", "--loaders", "1", "--rounds", "1")
+    assert done.code == 0, str(done)
+    lines = done.out.splitlines()
+    assert lines[0].startswith(f"{model}: ")
+    assert [line.split()[:2] for line in lines[2:6]] == [
+        ["read", "cold"],
+        ["read", "second"],
+        ["warm", "cold"],
+        ["warm", "second"],
+    ]
+    assert lines[2].split()[3] == "1.0x"
+    assert "GPU" in done.out
+    assert "r001" in done.err
+
+
+@pytest.mark.root
+def test_a_mount_that_keeps_pages_and_one_that_drops_them(box: Box, fuse_mount: MountFactory) -> None:
+    model = box.model(size=4 * MIB)
+    keeps = fuse_mount(source=model, keep_cache="always", latency=3)
+    drops = fuse_mount(source=model, latency=3)
+    done = good(box, keeps.path, drops.path, "--methods", "read,warm", "--loaders", "2", "--rounds", "1")
+    by_storage = {(one["storage"], one["method"], one["state"]): one for one in done.all("bench_cell")}
+    assert by_storage[keeps.path, "read", "warm"]["rounds"] == 1
+    assert by_storage[keeps.path, "warm", "cold"]["rounds"] == 1
+    dropping = [run for run in done.all("bench_run") if run["storage"] == drops.path]
+    assert [
+        (run["method"], run["residency_by"], run["resident_before"], run["resident_after"])
+        for run in dropping
+    ] == [("read", "canary", 0, None)] * 2
+    assert "drops pages" in by_storage[drops.path, "warm", "cold"]["unmeasured"]
+    assert all(run["device_bytes"] is None for run in done.all("bench_run"))
+
+
+def test_files_in_memory_are_never_cold(box: Box) -> None:
+    folder = Path("/dev/shm", os.path.basename(box.folder))
+    folder.mkdir()
+    try:
+        (folder / "a.bin").write_bytes(os.urandom(MIB))
+        done = good(box, str(folder), "--methods", "read", "--loaders", "1", "--rounds", "1")
+        assert "memory" in cell(done, "read")["unmeasured"]
+        assert cell(done, "read", "warm")["rounds"] == 1
+    finally:
+        (folder / "a.bin").unlink()
+        folder.rmdir()
+
+
+def test_a_store_is_measured_through_fetch_and_nothing_stays(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    into = bed.box.path("into")
+    os.mkdir(into)
+    words = [bed.url, "--into", into, "--loaders", "2", "--rounds", "1"]
+    done = good(bed.box, *words, env=bed.oss.env())
+    size = sum(os.path.getsize(path) for path in files_below(source))
+    for method, loaders in (("fetch", 1), ("fetch+mmap", 2)):
+        for state in ("cold", "warm"):
+            one = cell(done, method, state, loaders)
+            assert (one["rounds"], one["bytes"], one["disturbed"]) == (1, size, 0), str(done)
+    run = next(run for run in done.all("bench_run") if run["loaders"] == 2)
+    assert len(run["loader_seconds"]) == 2
+    assert min(run["loader_seconds"]) > 0
+    assert os.listdir(into) == []
+    assert bed.sent >= 2 * size
+    assert not [record for record in bed.oss.log.records() if record.method not in ("GET", "HEAD")]
+
+
+# What it throws away
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_a_run_whose_pages_somebody_drops_is_thrown_away_and_counted(box: Box, state: str) -> None:
+    model = box.model(size=48 * MIB)
+    running = box.start(
+        "bench", "--yes", "--json", model, "--methods", "read", "--loaders", "1", "--rounds", "2"
+    )
+    with evicting(*files_below(model)) as over:
+        running.await_text(f'"state":"{state}".*"disturbed":true' if state == "cold" else '"disturbed":true')
+        over.set()
+    done = running.finish()
+    assert done.code == 0, str(done)
+    runs = done.all("bench_run")
+    thrown = [run for run in runs if run["disturbed"]]
+    assert thrown
+    assert all("not resident" in run["reason"] or "stay" in run["reason"] for run in thrown)
+    for one in done.all("bench_cell"):
+        assert one["disturbed"] == sum(run["disturbed"] for run in runs if run["state"] == one["state"])
+        assert not {run["run"] for run in thrown} & set(one["runs"])
+    assert done.event("bench")["disturbed"] == len(thrown)
+
+
+def test_when_every_run_is_disturbed_nothing_is_claimed(box: Box) -> None:
+    model = box.model(size=24 * MIB)
+    with evicting(*files_below(model)):
+        done = bench(box, model, "--methods", "read", "--loaders", "1", "--rounds", "1")
+    assert done.code == 3, str(done)
+    one = cell(done, "read")
+    assert (one["rounds"], one["seconds"], one["runs"]) == (0, None, [])
+    assert one["disturbed"] == 3  # a run, and two more for it
+    assert one["unmeasured"].startswith("every run was disturbed")
+
+
+def test_pages_that_somebody_has_mapped_make_no_cold_run(box: Box) -> None:
+    model = box.model(size=4 * MIB)
+    path = max(files_below(model), key=os.path.getsize)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        sum(mapped[:: mmap.PAGESIZE])
+        done = good(box, model, "--methods", "read", "--loaders", "1", "--rounds", "1")
+    one = cell(done, "read")
+    assert one["seconds"] is None
+    assert f"pid {os.getpid()}" in one["unmeasured"]
+    assert cell(done, "read", "warm")["rounds"] == 1
+
+
+# What it refuses
+
+
+def test_without_a_terminal_it_needs_yes(box: Box) -> None:
+    model = box.model(size=MIB)
+    done = box.run("bench", model)
+    assert done.code == 2
+    assert "--yes" in done.err
+    assert (
+        box.run("bench", "oss://bucket/r1", "--into", "/nowhere").code == 7
+    )  # nothing is evicted for a store
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 3), ("y", 0)])
+def test_on_a_terminal_it_asks(box: Box, answer: str, code: int) -> None:
+    model = box.model(size=MIB)
+    ours, theirs = os.openpty()
+    words = ["bench", model, "--methods", "read", "--loaders", "1", "--rounds", "1"]
+    try:
+        running = box.start(*words, stdin=theirs)
+        os.write(ours, f"{answer}\n".encode())
+        done = running.finish()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.code == code, str(done)
+    assert "evicts" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["/nowhere/at/all"], 7, "/nowhere/at/all"),
+        (["MODEL", "--methods", "read,teleport"], 2, "teleport"),
+        (["MODEL", "--loaders", "0"], 2, "loaders"),
+        (["MODEL", "--methods", "fetch"], 2, "--methods fetch"),
+        (["MODEL", "--to", "cpu", "--python", "/bin/false"], 2, "torch"),
+        (["MODEL", "--to", "cpu", "--python", "/nowhere"], 2, "/nowhere"),
+        (["oss://bucket/r1", "--into", "/nowhere"], 7, "/nowhere"),
+        (["MODEL", "--include", "nothing*"], 7, "matches"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(box: Box, words: list[str], code: int, text: str) -> None:
+    model = box.model(size=MIB)
+    done = box.run("bench", "--yes", *[model if word == "MODEL" else word for word in words])
+    assert done.code == code, str(done)
+    errors = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert text in errors[0]
+    assert "Traceback" not in done.err
+
+
+def test_pages_that_nobody_may_count_are_not_guessed_at(box: Box) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    model = box.model(size=MIB)
+    done = bench(
+        box, model, "--methods", "read", "--loaders", "1", "--rounds", "1", uid=12345, env={"TMPDIR": "/tmp"}
+    )
+    assert done.code == 3, str(done)
+    assert not done.all("bench_run")
+    assert "cannot be known" in cell(done, "read")["unmeasured"]
+
+
+@pytest.mark.root
+def test_at_the_timeout_it_says_what_there_is(box: Box, fuse_mount: MountFactory) -> None:
+    slow = fuse_mount(synthetic={"a.bin": 64 * MIB}, keep_cache="always", stream_rate=8 * MIB)
+    done = bench(box, slow.path, "--methods", "read", "--loaders", "1", "--rounds", "1", "--timeout", "1s")
+    assert done.code == 10, str(done)
+    assert cell(done, "read")["seconds"] is None
+    assert done.event("bench")["unmeasured"] == 2
+
+
+# What it leaves behind
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_it(box: Box, fuse_mount: MountFactory, number: int) -> None:
+    slow = fuse_mount(synthetic={"a.bin": 64 * MIB}, keep_cache="always", stream_rate=2 * MIB)
+    scratch = box.path("scratch")
+    os.mkdir(scratch)
+    word = f"BENCH_TEST={os.path.basename(box.folder)}"
+    name, _, value = word.partition("=")
+    running = box.start(
+        "bench",
+        "--yes",
+        slow.path,
+        "--methods",
+        "read",
+        "--loaders",
+        "2",
+        env={name: value, "TMPDIR": scratch},
+    )
+    until(lambda: len(with_word(word)) > 1, "loaders")
+    running.signal(number)
+    done = running.finish(15)
+    assert done.code == (143 if number == signal.SIGTERM else -9), str(done)
+    until(lambda: not with_word(word), "the end of the loaders", 10)
+    if number == signal.SIGTERM:
+        assert os.listdir(scratch) == []
+
+
+def test_a_marker_for_files_that_are_evicted_is_withdrawn(box: Box) -> None:
+    model = box.model(size=MIB)
+    assert box.warm(model).code == 0
+    assert box.ready()
+    assert box.run("bench", "--yes", model, "--methods", "read", "--loaders", "1", "--rounds", "1").code == 0
+    assert not box.ready()
+
+
+def test_quick_is_one_round_of_the_whole_where_that_is_small(box: Box) -> None:
+    model = box.model(size=8 * MIB)
+    done = good(box, model, "--quick", "--methods", "read,recipe")
+    last = done.event("bench")
+    assert (last["quick"], last["rounds"], last["loaders"]) == (True, 1, [1, 4])
+    assert last["storages"][0]["files"] == last["storages"][0]["of_files"]
+    assert cell(done, "read", loaders=4)["rounds"] == 1

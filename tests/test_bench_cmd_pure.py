@@ -1,0 +1,230 @@
+"""What a benchmark decides and computes without touching anything: order, samples, spans, statistics, tables."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stager.core.bench_plan import (
+    ALONE,
+    LOADED,
+    METHODS,
+    NAMES,
+    OFFSETS,
+    SAFETENSORS,
+    STORE_METHODS,
+    Trial,
+    in_round,
+    methods_for,
+    parse_loaders,
+    parse_methods,
+    quick_bytes,
+    sample,
+    spans_in_order,
+    trials_of,
+)
+from stager.core.bench_reports import BenchRun, BenchStorage
+from stager.core.bench_stats import make_cell, runs_of, spread, times_as_fast
+from stager.core.bench_table import seconds_text, table
+from stager.core.errors import UsageError
+from stager.core.formats import safetensors
+from stager.core.formats.source import Head
+from stager.core.units import MIB
+from stager.jobs.bench_ground import redacted
+
+seconds = st.floats(min_value=1e-4, max_value=1e5)
+REFERENCE = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
+
+
+def run(took: float = 1.0, **changes: object) -> BenchRun:
+    body: dict[str, object] = {
+        "storage": "/m", "filesystem": "ext4", "method": "read", "state": "cold", "loaders": 1, "round": 1, "run": "r001",
+        "file": "", "bytes": 1000, "seconds": took, "loader_seconds": (took,), "files": (), "cpu_seconds": 0.5,
+        "device_bytes": None, "resident_before": 0, "resident_after": 1000, "residency_by": "cachestat",
+    }  # fmt: skip
+    return BenchRun(**{**body, **changes})  # type: ignore[arg-type]
+
+
+def storage(**changes: object) -> BenchStorage:
+    body: dict[str, object] = {
+        "path": "/m", "kind": "mount", "filesystem": "ext4", "mount_source": "/dev/vda", "mount_options": "rw", "read_ahead_kb": 128,
+        "files": 2, "bytes": 1000, "of_files": 2, "of_bytes": 1000, "part": None, "keeps": "keeps", "residency_by": "cachestat",
+        "device": "vda", "target": "",
+    }  # fmt: skip
+    return BenchStorage(**{**body, **changes})  # type: ignore[arg-type]
+
+
+@given(st.lists(seconds, min_size=1, max_size=30))
+def test_a_spread_is_what_the_textbook_says(values: list[float]) -> None:
+    found = spread(values)
+    for name, of in REFERENCE.items():
+        assert getattr(found, name) == pytest.approx(of(values), rel=1e-12)
+    assert found.min <= found.mean <= found.max
+    assert found.stdev == pytest.approx(statistics.stdev(values) if len(values) > 1 else 0.0, abs=1e-9)
+
+
+def test_a_spread_of_nothing_is_no_number() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        spread([])
+
+
+@given(st.lists(st.tuples(seconds, st.sampled_from(["good", "disturbed", "failed"])), max_size=20))
+def test_a_cell_has_the_numbers_of_its_good_runs_and_counts_the_others(made: list[tuple[float, str]]) -> None:
+    runs = [
+        run(took, run=f"r{at}", disturbed=kind == "disturbed", failed="x" if kind == "failed" else "")
+        for at, (took, kind) in enumerate(made)
+    ]
+    cell = make_cell("/m", "ext4", "read", "cold", 1, file="", runs=runs)
+    good = [took for took, kind in made if kind == "good"]
+    assert (cell.rounds, cell.disturbed + cell.failed) == (len(good), len(made) - len(good))
+    assert len(cell.runs) == len(good)
+    if good:
+        assert cell.seconds is not None
+        assert cell.seconds.median == statistics.median(good)
+        assert cell.throughput == pytest.approx(1000 / statistics.median(good))
+        assert not cell.unmeasured
+    else:
+        assert (cell.seconds, cell.throughput, cell.cpu_seconds) == (None, None, None)
+        assert cell.unmeasured
+
+
+def test_runs_are_told_apart_by_all_that_makes_a_cell() -> None:
+    runs = [run(), run(loaders=4), run(state="warm"), run(method="warm"), run(file="a"), run(storage="/n")]
+    assert runs_of(runs, "/m", "read", "cold", 1, "") == runs[:1]
+    assert runs_of(runs, "/m", "read", "cold", 1, "a") == [runs[4]]
+
+
+@given(st.integers(1, 12), st.integers(1, 9))
+def test_every_round_has_every_trial_once_and_every_second_one_runs_backwards(many: int, rounds: int) -> None:
+    trials = [Trial(0, "read", number) for number in range(many)]
+    for number in range(rounds):
+        ordered = in_round(trials, number)
+        assert sorted(one.loaders for one in ordered) == list(range(many))
+        if number % 2:
+            assert ordered == in_round(trials, number - 1)[::-1]
+    assert in_round([], 3) == []
+
+
+def test_only_loaders_come_in_several() -> None:
+    trials = trials_of(0, METHODS, (1, 8), ["a", "b"])
+    assert {one.method for one in trials if one.loaders == 8} == set(LOADED)
+    assert {(one.method, one.file) for one in trials if one.file} == {(m, f) for m in ALONE for f in "ab"}
+    assert len(set(trials)) == len(trials)
+
+
+def test_methods_are_those_that_mean_something() -> None:
+    assert methods_for((), store=True, to="") == STORE_METHODS
+    assert SAFETENSORS not in methods_for((), store=False, to="")
+    assert SAFETENSORS in methods_for((), store=False, to="cpu")
+    assert methods_for(("warm", "fetch"), store=False, to="") == ("warm",)
+    assert parse_methods(" warm, read,warm") == ("warm", "read")
+    assert parse_loaders("8,1, 4,8") == (1, 4, 8)
+    for text in ("", "0", "1,x", "-1", "257", "1,,2"):
+        with pytest.raises(UsageError):
+            parse_loaders(text)
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=20), st.integers(1, 10**12))
+def test_a_sample_keeps_to_its_budget(sizes: list[int], budget: int) -> None:
+    found = sample(sizes, budget)
+    assert found.chosen
+    assert len(set(found.chosen)) == len(found.chosen)
+    if found.part is None:
+        assert sum(sizes[index] for index in found.chosen) <= budget
+        assert len(found.chosen) == len(sizes) or sum(sizes) > budget
+    else:
+        assert len(found.chosen) == 1
+        assert sizes[found.chosen[0]] == max(sizes)
+        assert found.part <= max(budget, MIB)
+
+
+def test_without_a_budget_everything_is_read_and_configuration_alone_is_no_sample() -> None:
+    assert sample([1, 2, 3], None).chosen == (0, 1, 2)
+    assert sample([100, 50 * MIB, 1000], 8 * MIB) == sample([1, 50 * MIB, 1], 8 * MIB)
+    assert sample([100, 50 * MIB, 1000], 8 * MIB).part == 8 * MIB
+
+
+@given(st.floats(1, 1e10), st.floats(1, 1e10), st.integers(1, 5))
+def test_a_quick_benchmark_plans_for_less_than_its_time(read: float, mapped: float, rounds: int) -> None:
+    trials = trials_of(0, methods_for((), store=False, to=""), (1, 4))
+    size = quick_bytes(trials, read, mapped, rounds)
+    passes = sum(1 / (mapped if one.method in (NAMES, OFFSETS) else read) for one in trials)
+    assert size * passes * rounds <= 75
+
+
+tensor = st.tuples(st.text(max_size=6), st.integers(0, 40))
+
+
+@given(
+    st.dictionaries(st.text(max_size=6), st.integers(0, 40), max_size=12), st.randoms(), st.integers(1, 2000)
+)
+def test_the_tensors_of_a_real_header_are_touched_in_order_and_each_byte_once(sizes, random, part) -> None:  # type: ignore[no-untyped-def]
+    data = safetensors_file(sizes, random)
+    tensors = safetensors.layout(Head(lambda _, at, n: data[at : at + n], 0, len(data), 1 << 20))
+    assert {name: end - start for name, start, end in tensors} == sizes
+    for order in (NAMES, OFFSETS):
+        for most in (None, part):
+            spans = spans_in_order(tensors, order, len(data), most)
+            covered = sorted(at for start, end in spans for at in range(start, end))
+            assert covered == list(range(len(data) if most is None else min(most, len(data))))
+    if sizes:
+        starts = {name: start for name, start, _ in tensors}
+        by_names = [start for start, _ in spans_in_order(tensors, NAMES, len(data), None)][1:]
+        assert by_names == [starts[name] for name in sorted(sizes) if sizes[name]]
+        by_offsets = [start for start, _ in spans_in_order(tensors, OFFSETS, len(data), None)]
+        assert by_offsets == sorted(by_offsets)
+
+
+def safetensors_file(sizes, random) -> bytes:  # type: ignore[no-untyped-def]
+    names, at, header = list(sizes), 0, {}
+    random.shuffle(names)
+    for name in names:
+        header[name] = {"dtype": "U8", "shape": [sizes[name]], "data_offsets": [at, at + sizes[name]]}
+        at += sizes[name]
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + bytes(at)
+
+
+def test_a_file_without_tensors_is_touched_from_its_beginning() -> None:
+    assert safetensors.layout(Head(lambda _, at, n: b"x" * n, 0, 100, 1000)) == []
+    assert spans_in_order([], NAMES, 100, None) == [(0, 100)]
+    assert spans_in_order([], NAMES, 100, 7) == [(0, 7)]
+    assert spans_in_order([], NAMES, 0, None) == []
+
+
+def test_the_table_compares_with_a_cold_read_and_says_what_is_missing() -> None:
+    cells = [
+        make_cell("/m", "ext4", "read", "cold", 1, file="", runs=[run(4.0)]),
+        make_cell("/m", "ext4", "warm", "cold", 1, file="", runs=[run(1.0)]),
+        make_cell("/m", "ext4", "warm", "warm", 1, file="", runs=[], unmeasured="nobody knows"),
+        make_cell("/m", "ext4", "read", "cold", 4, file="", runs=[run(8.0)]),
+    ]
+    lines = table([storage()], cells).splitlines()
+    assert lines[2].split()[:6] == ["read", "cold", "4.00s", "1.0x", "8.00s", "1.0x"]
+    assert lines[3].split()[:4] == ["warm", "cold", "1.00s", "4.0x"]
+    assert lines[4].split() == ["warm", "second", "unknown"]
+    assert lines[-1] == "  not measured: warm second: nobody knows"
+    assert times_as_fast(cells[2], cells[0]) is None
+    assert "the first 8.0 MiB of the largest read" in table([storage(part=8 * MIB)], cells)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.012s"), (1.239, "1.24s"), (9.999, "10.0s"), (38.06, "38.1s"), (250.0, "4m10s")],
+)
+def test_seconds_have_three_places(value: float, text: str) -> None:
+    assert seconds_text(value) == text
+
+
+def test_mount_options_are_shown_without_secrets() -> None:
+    text = "rw,user_id=0,passwd_file=/a,password=hunter2,ak=LTAI,access_key_id=LTAI,url=x,kernel_cache"
+    shown = redacted(text)
+    assert "hunter2" not in shown
+    assert "LTAI" not in shown
+    assert shown.startswith("rw,user_id=0,")
+    assert shown.endswith("kernel_cache")
+    assert len(redacted("x" * 5000)) < 500
