@@ -67,11 +67,11 @@ svg a { text-decoration: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   a { color: inherit; text-decoration: none; }
   .table { overflow: visible; }
-  table { font-size: 7pt; }
-  th, td { padding-right: 5px; }
+  table { font-size: 6.8pt; }
+  th, td { padding-right: 4px; }
   [id^="within-"] code, [id^="files-"] code { white-space: normal; overflow-wrap: anywhere; }
   figcaption { font-size: 8.5pt; }
-  td.runs { font-size: 6pt; }
+  td.runs { font-size: 6pt; min-width: 5em; }
   tr { break-inside: avoid; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   details { display: none; }
