@@ -26,6 +26,7 @@ VERBS = (
     "ready",
     "wait",
     "evict",
+    "bench",
     "install",
 )
 
