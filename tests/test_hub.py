@@ -903,8 +903,9 @@ def test_a_file_of_a_folder_that_changes_is_noticed(tmp_path: Path) -> None:
     found = {one.entry.path: one for one in model.snapshot().files}
     assert sorted(found) == ["a", "link"]
     file.write_bytes(b"afterwards")
-    with pytest.raises(ObjectChanged):
+    with pytest.raises(ObjectChanged, match="was changed while it was being pulled") as caught:
         model.reader().read("a", 0, 6, pytest.fail, etag=found["a"].version)
+    assert caught.value.hint == "run it again once nobody writes there any more"
 
 
 def test_links_of_a_folder_are_followed_and_never_in_circles(tmp_path: Path) -> None:
@@ -1037,7 +1038,7 @@ def test_a_missing_library_is_said(stocked: HubLab) -> None:
         patch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(UsageError) as caught:
             bare("hf://o/m")
-        assert caught.value.hint .startswith("pip install 'stager[huggingface]'; stager's image")
+        assert caught.value.hint.startswith("pip install 'stager[huggingface]'; stager's image")
 
 
 def test_options_of_a_store_hold_for_a_hub() -> None:

@@ -11,8 +11,8 @@ from stager.core.select import left_out
 from stager.core.units import shown
 from stager.hub.base import Snapshot
 from stager.hub.listing import Listed, snapshot
-from stager.store.base import Reader
-from stager.store.directory import DirectoryStore
+from stager.store.base import Reader, Sink, StoredObject
+from stager.store.directory import DirectoryReader, DirectoryStore
 
 _LARGEST = 64 << 20  # bytes of a manifest; one of 100,000 files has 20 MiB
 
@@ -71,7 +71,29 @@ class DirectoryHub:
 
     def reader(self) -> Reader:
         """As `Hub.reader`."""
-        return self._store.reader()
+        return _Reader(self._store)
+
+
+class _Reader(DirectoryReader):
+    """Nobody asked for a version of a folder: it is what it was when the pull listed it."""
+
+    def read(
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        etag: str | None = None,
+        into: memoryview | None = None,
+    ) -> StoredObject:
+        try:
+            return super().read(name, offset, length, sink, etag=etag, into=into)
+        except ObjectChanged as exc:
+            raise ObjectChanged(
+                f"`{shown(os.path.join(self._store.root, name))}` was changed while it was being pulled",
+                hint="run it again once nobody writes there any more",
+            ) from exc
 
 
 def _leading_nowhere(root: str) -> Iterator[str]:
