@@ -569,6 +569,18 @@ def test_a_root_that_is_a_symlink_is_written_to(store: DirectoryStore, tmp_path:
 # Deleting
 
 
+def test_folders_that_are_not_empty_are_not_asked_to_go(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/b/one", "a/two"):
+        write(store, name)
+    asked: list[str] = []
+    remove = os.rmdir
+    monkeypatch.setattr(os, "rmdir", lambda path: (asked.append(path), remove(path)))
+    store.delete(["a/b/one"])
+    assert asked == [os.path.join(store.root, "a/b")]
+
+
 def test_delete_removes_objects_and_the_folders_they_leave_empty(store: DirectoryStore) -> None:
     for name in ("a/b/c/1", "a/2", "3"):
         write(store, name)

@@ -125,7 +125,11 @@ class DirectoryStore:
         """Removes `folder`, and those above it, as long as they are empty."""
         with suppress(OSError):
             while folder:
-                os.rmdir(os.path.join(self._path, folder))
+                path = os.path.join(self._path, folder)
+                with os.scandir(path) as there:
+                    if next(there, None) is not None:
+                        return  # not left to rmdir: daemons behind mounts log what they must refuse
+                os.rmdir(path)
                 folder = os.path.dirname(folder)
 
     def leftovers(self, keep: Iterable[str]) -> tuple[str, ...]:
