@@ -16,7 +16,18 @@ import pytest
 
 from tests.fetchbed import Bed
 from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, Box, Done, files_below, resident, until
+from tests.harness import (
+    MIB,
+    STRANGER,
+    V1_MEMORY,
+    Box,
+    Cgroup,
+    Done,
+    environment,
+    files_below,
+    resident,
+    until,
+)
 
 METHODS = "read,mmap-names,recipe,vmtouch,warm+mmap"
 
@@ -325,7 +336,16 @@ def test_pages_that_nobody_may_count_are_not_guessed_at(box: Box) -> None:
         pytest.skip("needs root to become somebody else")
     model = box.model(size=MIB)
     done = bench(
-        box, model, "--methods", "read", "--loaders", "1", "--rounds", "1", uid=12345, env={"TMPDIR": "/tmp"}
+        box,
+        model,
+        "--methods",
+        "read",
+        "--loaders",
+        "1",
+        "--rounds",
+        "1",
+        uid=STRANGER,
+        env={"TMPDIR": "/tmp"},
     )
     assert done.code == 3, str(done)
     assert not done.all("bench_run")
@@ -386,3 +406,82 @@ def test_quick_is_one_round_of_the_whole_where_that_is_small(box: Box) -> None:
     assert (last["quick"], last["rounds"], last["loaders"]) == (True, 1, [1, 4])
     assert last["storages"][0]["files"] == last["storages"][0]["of_files"]
     assert cell(done, "read", loaders=4)["rounds"] == 1
+
+
+# Where rights, memory or torch are missing
+
+
+def test_a_file_that_may_not_be_read_is_said_at_once(box: Box) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    model = box.model(size=MIB)
+    os.chmod(files_below(model)[0], 0)
+    done = box.run("bench", "--yes", model, uid=STRANGER, env={"TMPDIR": "/tmp"})
+    assert done.code == 6, str(done)
+    assert files_below(model)[0] in done.err
+
+
+@pytest.mark.root
+def test_without_a_folder_for_temporary_files_the_hint_names_tmpdir(box: Box) -> None:
+    """As in a container whose root is read-only; its own working directory is the last place that is tried."""
+    tmp = "for at in /tmp /var/tmp /usr/tmp; do [ ! -d $at ] || mount -t tmpfs -o ro none $at || exit 99; done; "
+    hide = tmp + 'cd /proc; exec "$@"'
+    done = box.run("bench", "--yes", "/etc", before=["unshare", "--mount", "sh", "-c", hide, "sh"])
+    assert done.code in (6, 7, 9), str(done)
+    assert "TMPDIR" in done.err
+
+
+@pytest.mark.root
+def test_what_does_not_fit_into_memory_is_refused(box: Box) -> None:
+    if not os.path.isdir(V1_MEMORY):
+        pytest.skip("needs the memory controller of cgroup v1")
+    model = os.path.dirname(box.sparse("huge/a.bin", 600 * MIB))
+    group = Cgroup(f"bench-{os.path.basename(box.folder)}")
+    try:
+        group.limit(300 * MIB)
+        done = box.run("bench", "--yes", model, before=group.inside())
+    finally:
+        group.remove()
+    assert done.code == 4, str(done)
+    assert "do not fit into memory" in done.err
+
+
+TORCH = """
+class cuda:
+    @staticmethod
+    def is_available(): return False
+"""
+SAFETENSORS = """
+class Tensor:
+    def __init__(self, data): self.data = data
+    def clone(self): return Tensor(bytes(self.data))
+    def numel(self): return len(self.data)
+    def element_size(self): return 1
+class safe_open:
+    def __init__(self, path, framework, device):
+        assert (framework, device) == ("pt", "cpu")
+        with open(path, "rb") as file:
+            self.data = file.read()
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def keys(self): return ["all"]
+    def get_tensor(self, name): return Tensor(self.data)
+"""
+
+
+def test_the_loader_of_safetensors_is_run_by_the_interpreter_that_has_it(box: Box) -> None:
+    """Modules of those names stand in for torch and safetensors: only the conversation is tested here."""
+    model = box.model(size=4 * MIB)
+    Path(box.path("torch.py")).write_text(TORCH)
+    Path(box.path("safetensors.py")).write_text(SAFETENSORS)
+    words = [model, "--methods", "safetensors", "--loaders", "2", "--rounds", "1", "--to", "cpu"]
+    path = os.pathsep.join([box.folder, environment()["PYTHONPATH"]])
+    done = good(box, *words, "--include", "*.safetensors", env={"PYTHONPATH": path})
+    one = cell(done, "safetensors", loaders=2)
+    assert one["rounds"] == 1
+    assert one["bytes"] == sum(
+        os.path.getsize(name) for name in files_below(model) if name.endswith(".safetensors")
+    )
+    refused = bench(box, *words[:-1], "cuda", env={"PYTHONPATH": path})
+    assert refused.code == 2
+    assert "no GPU" in refused.out

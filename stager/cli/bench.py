@@ -110,7 +110,7 @@ def _ask(paths: list[str]) -> None:
     """Raises unless a person agrees that the pages of `paths` go; without a terminal nobody can."""
     if not paths:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(
             "a benchmark evicts the files' pages from memory, and there is no terminal to ask on",
             hint="add --yes when nobody is being served from these files",

@@ -35,7 +35,7 @@ from stager.core.model import LevelKind
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench_children import Children
-from stager.jobs.bench_ground import Ground, StoreGround, look_at, look_at_store
+from stager.jobs.bench_ground import Ground, StoreGround, look_at, look_at_store, new_folder
 from stager.jobs.bench_methods import Methods
 from stager.jobs.bench_probe import fetch_rate, give_back, rates
 from stager.jobs.bench_trial import Trials
@@ -86,7 +86,7 @@ class Bench:
         self._options = options
         self._reporter = reporter
         self._children = Children()
-        self._scratch = tempfile.mkdtemp(prefix="stager-bench-")
+        self._scratch = new_folder()
         self._methods = Methods(self._children, self._scratch, options.to, options.python)
         self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
         self._planned: list[Trial] = []
@@ -173,7 +173,7 @@ class Bench:
         return found
 
     async def _fetch_rate(self, ground: StoreGround) -> float:
-        folder = tempfile.mkdtemp(prefix="stager-bench-", dir=ground.into)
+        folder = new_folder(ground.into)
         try:
             return await fetch_rate(ground, self._methods, folder)
         finally:

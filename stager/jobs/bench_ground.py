@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.bench_reports import BenchStorage
+from stager.core.errors import from_oserror
 from stager.core.location import told
 from stager.core.model import Known
 from stager.core.select import selected
@@ -198,13 +200,27 @@ class StoreGround:
         ]
 
 
+def new_folder(where: str | None = None) -> str:
+    """A new empty folder in `where` (None: where temporary files go). Raises `StagerError` when there can be none."""
+    try:
+        return tempfile.mkdtemp(prefix="stager-bench-", dir=where)
+    except OSError as exc:
+        error = from_oserror(
+            exc, f"no folder can be made in `{shown(where)}`" if where else "no temporary folder can be made"
+        )
+        error.hint = (
+            "name another folder with --into" if where else "set TMPDIR to a folder that can be written"
+        )
+        raise error from exc
+
+
 def _literally(name: str) -> str:
     """A glob that matches `name`."""
     return re.sub(r"([\[*?])", r"[\1]", name)
 
 
 async def look_at(path: str, selection: Selection) -> Ground:
-    """The ground of one PATH on a mount. Raises as `Surveyor.find`."""
+    """The ground of one PATH on a mount. Raises as `Surveyor.find`, and `StagerError` for a file that cannot be opened."""
     surveyor = Surveyor(selection, refuse=False)
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey)
@@ -224,15 +240,18 @@ async def look_at(path: str, selection: Selection) -> Ground:
 
 
 def _known(files: Sequence[LocalFile], facts: MountFacts) -> tuple[Known, str]:
-    """How the residency of all `files` is counted, and where it cannot be, why."""
+    """How the residency of all `files` is counted, and where it cannot be, why. Raises `StagerError` for one that cannot be opened."""
     if facts.traits.pattern is Pattern.MEMORY:
         return Known.MEMORY_FS, ""
     if facts.keeps.hopeless:
         return Known.UNKNOWN, ""
     found = Known.UNKNOWN
     for file in files:
-        with opened(file.path) as fd:
-            probe, why = pagecache.probe(fd, facts.mount.fstype)
+        try:
+            with opened(file.path) as fd:
+                probe, why = pagecache.probe(fd, facts.mount.fstype)
+        except OSError as exc:
+            raise from_oserror(exc, f"`{shown(file.path)}`") from exc
         if probe is None:
             return Known.UNKNOWN, why
         found = probe.known

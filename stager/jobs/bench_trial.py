@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,7 +15,7 @@ from stager.core.bench_reports import COLD, WARM, BenchRun
 from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench_children import ChildFailed
-from stager.jobs.bench_ground import Ground, StoreGround, look_at
+from stager.jobs.bench_ground import Ground, StoreGround, look_at, new_folder
 from stager.jobs.bench_methods import Took
 from stager.jobs.options import Selection
 from stager.node import counters
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from stager.core.bench_plan import Trial
     from stager.core.bench_reports import BenchStorage
     from stager.jobs.bench_methods import Methods
-
-FOLDER = "stager-bench-"
-"""What the names of the folders begin with that models are fetched into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class Trials:
         for state in (COLD, WARM):
             await self._repeat(trial, state, partial(self._on_mount, only, trial, state, number))
         if not ground.why_not_cold:
-            await runtime.in_thread(f"evicting {shown(ground.storage.path)}", only.chill)
+            await runtime.in_thread(f"evicting {shown(ground.storage.path)}", partial(_chilled, only))
 
     async def _repeat(self, trial: Trial, state: str, once: Callable[[], Awaitable[BenchRun]]) -> None:
         """Run `once` until a run counts, at most as often again as there are rounds. What failed fails again: it is not tried in any round."""
@@ -155,7 +151,7 @@ class Trials:
                 await runtime.in_thread("removing what was fetched", self.tidy)
 
     def _folder(self, store: StoreGround) -> str:
-        folder = tempfile.mkdtemp(prefix=FOLDER, dir=store.into)
+        folder = new_folder(store.into)
         self._folders.add(folder)
         return folder
 
