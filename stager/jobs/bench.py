@@ -121,6 +121,8 @@ class Bench:
 
     async def _run(self) -> int:
         options = self._options
+        if options.report:
+            await self._prepare(options.report)
         limits = [options.timeout, QUICK_S if options.quick else None]
         if ends := [self._began + limit for limit in limits if limit is not None]:
             self._trials.until = min(ends)
@@ -303,6 +305,12 @@ class Bench:
             why = next((cell.unmeasured for cell in cells if cell.unmeasured), "")
             raise AnswerNo("nothing could be measured", hint=why or None)
         return 0
+
+    async def _prepare(self, folder: str) -> None:
+        from stager.jobs.bench_report import prepare_folder
+
+        mounts = [path for path in self._options.selection.paths if not is_remote(path)]
+        await runtime.in_thread(f"writing {shown(folder)}", partial(prepare_folder, folder, mounts))
 
     async def _report(self, results: BenchResults, folder: str) -> None:
         from stager.jobs.bench_report import write_report
