@@ -266,7 +266,7 @@ def wrong_numbers(folder: Path) -> list[str]:
                     should = (row[1][1] - before[1][1]) / (row[0][1] - before[0][1])  # type: ignore[operator]
                 else:
                     should = RULES[how](runs, row)
-                if not close(value, should) or not right_runs(grid, row, how, runs, list(by_id.values())):
+                if not close(value, should) or not right_runs(grid, row, how, runs, lines):
                     bad.append(f"{grid.id} {name}: {value} is not {should}")
                 if abs(read_back(text) - value) > 0.0051 * abs(value) + 0.0000006:
                     bad.append(f"{grid.id} {name}: {text} is not {value}")
@@ -279,18 +279,23 @@ def close(value: float, should: object) -> bool:
     return math.isclose(value, float(should), rel_tol=1e-9, abs_tol=1e-12)  # type: ignore[arg-type]
 
 
-def right_runs(grid: Grid, row: list[Field], how: str, runs: list[Line], every: list[Line]) -> bool:
+def right_runs(grid: Grid, row: list[Field], how: str, runs: list[Line], lines: list[Line]) -> bool:
     """Whether `runs` are all those that the row is about, and no others."""
     kind = grid.id.split("-")[0]
     if kind not in ("loads", "loaders") or how == "median of read, cold / median":
         return True
     method, state = method_of(row)
-    loaders = {int(row[2][0])} if kind == "loaders" else {min((r["loaders"] for r in every), default=1)}
+    loaders = (
+        {int(row[2][0])}
+        if kind == "loaders"
+        else {min(c["loaders"] for c in lines if c["type"] == "bench_cell" and not c["file"])}
+    )
     left = how.startswith("runs left out")
     mine = [
         r
-        for r in every
-        if (bench_svg.shown(r["storage"]), r["file"], r["method"], r["state"])
+        for r in lines
+        if r["type"] == "bench_run"
+        and (bench_svg.shown(r["storage"]), r["file"], r["method"], r["state"])
         == (grid.storage, "", method, state)
         and r["loaders"] in loaders
         and bool(r["disturbed"] or r["failed"]) == left

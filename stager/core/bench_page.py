@@ -29,6 +29,7 @@ from stager.core.units import count, format_duration
 
 LINES = "results.jsonl"
 TITLE = "How fast the model loads"
+_SHORT = " say where they stand once a second, and no cold run of them was long enough for two such lines"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -188,6 +189,18 @@ def _not_measured(results: Results) -> list[Block]:
     items: list[Prose] = list(results.summary.limits)
     for storage in results.storages:
         items += [(Mono(storage.path), f": {line}") for line in storage.limits]
+    items += [
+        (
+            Mono(storage.path),
+            ": throughput over time: ",
+            Mono("stager warm"),
+            " and ",
+            Mono("stager fetch"),
+            _SHORT,
+        )
+        for storage in results.storages
+        if results.too_short(storage.path)
+    ]
     why: dict[tuple[str, str], list[str]] = {}
     for cell in results.cells:
         if cell.seconds is None:

@@ -87,6 +87,11 @@ class Results:
                 return sorted(found, key=lambda run: run.seconds)[(len(found) - 1) // 2]
         return None
 
+    def too_short(self, storage: str) -> bool:
+        """Whether there are such runs, but none with a timeline."""
+        there = any(c.method in (WARMING, FETCH) and c.state == COLD and c.runs for c in self.whole(storage))
+        return there and self.over_time(storage) is None
+
 
 def key_of(run: BenchRun) -> tuple[str, str, str, str, int]:
     """The key of the cell that `run` belongs to."""
@@ -193,7 +198,7 @@ def loads(results: Results, storage: str, name: str) -> Table:
 
 
 def crowd(results: Results, storage: str, name: str) -> Table:
-    """Every method that had several loaders: each loader's time, and the time until the last had ended."""
+    """Every measured cell of the methods that had several loaders: each loader's time, and the time until the last had ended."""
     columns = (
         "method",
         "load",
@@ -208,12 +213,12 @@ def crowd(results: Results, storage: str, name: str) -> Table:
     )
     rows: list[tuple[Entry | Runs, ...]] = []
     for cell in results.several(storage):
+        if not (cell.loader_seconds and cell.seconds):
+            continue
         number = Entry(str(cell.loaders), cell.loaders, "loaders", cell.runs)
-        fields = [Entry("not measured"), *[_UNKNOWN] * 6]
-        if cell.loader_seconds and cell.seconds:
-            names = ("median", "mean", "min", "max", "stdev")
-            fields = _spread(cell.loader_seconds, "loader_seconds", names, cell.runs)
-            fields += [*_spread(cell.seconds, "seconds", ("median",), cell.runs), _cell_cpu(cell)]
+        names = ("median", "mean", "min", "max", "stdev")
+        fields = _spread(cell.loader_seconds, "loader_seconds", names, cell.runs)
+        fields += [*_spread(cell.seconds, "seconds", ("median",), cell.runs), _cell_cpu(cell)]
         rows.append((*_method(cell), number, *fields, *_counted(results, cell), Runs(cell.runs)))
     return Table(name, (*columns, "rounds", "left out", "runs"), tuple(rows), 2)
 
@@ -249,13 +254,12 @@ def moments(run: BenchRun) -> tuple[tuple[float, int, int], ...]:
 
 
 def single_files(results: Results, storage: str, name: str) -> Table:
-    """The cells of single files; without rows where none was read by itself."""
+    """The measured cells of single files; without rows where none was read by itself."""
     rows: list[tuple[Entry | Runs, ...]] = []
     for cell in results.single(storage):
-        fields = [Entry("not measured"), *[_UNKNOWN] * 3]
-        if cell.seconds:
-            fields = _spread(cell.seconds, "seconds", ("median", "min", "max"), cell.runs)
-            fields.append(_cell_rate(cell))
+        if not cell.seconds:
+            continue
+        fields = [*_spread(cell.seconds, "seconds", ("median", "min", "max"), cell.runs), _cell_rate(cell)]
         what = size(cell.bytes, "bytes", cell.runs)
         rows.append((Entry(Mono(cell.file)), *_method(cell), what, *fields, Runs(cell.runs)))
     columns = ("file", "method", "load", "size", "median", "fastest", "slowest", "throughput", "runs")
