@@ -10,6 +10,7 @@ import pytest
 from stager.core.errors import RemoteError, StagerError, UsageError
 from stager.core.source import Source
 from stager.hub.opening import HubOptions, open_hub
+from tests.hublab.faults import Fault
 from tests.hublab.fixtures import HubLab
 
 NAMES = {"ms": "MODELSCOPE_API_TOKEN", "hf": "HF_TOKEN"}
@@ -102,3 +103,13 @@ def test_a_proxy_that_refuses_is_called_a_proxy(monkeypatch: pytest.MonkeyPatch,
     assert f"through the proxy 127.0.0.1:{port}" in error.message
     assert "secret" not in f"{error.message} {error.hint}"
     assert "check http_proxy" in (error.hint or "")
+
+
+@both
+@pytest.mark.parametrize("status", [410, 451])
+def test_an_answer_that_is_final_is_not_asked_for_again(hub: HubLab, scheme: str, status: int) -> None:
+    """With 429 and 5xx the hub says: not now."""
+    operation = "files" if scheme == "ms" else "hf-model"
+    hub.faults.add(Fault("error", times=None, operation=operation, status=status))
+    error = failure(f"{scheme}://o/public")
+    assert f"the hub does not accept the request (HTTP {status}" in error.message

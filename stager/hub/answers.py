@@ -8,6 +8,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from stager.core.errors import CannotServe, ObjectChanged, RemoteError
 from stager.core.units import format_size, shown
+from stager.hub.refusals import LISTED
 from stager.net.answers import content_range
 from stager.net.route import Origin
 
@@ -35,7 +36,7 @@ def checked(
     if given is None:
         raise RemoteError(f"{subject}: the answer does not say which bytes it has")
     if given.size != size:
-        raise ObjectChanged(f"{subject} has {given.size} bytes, the hub listed {size}")
+        raise ObjectChanged(f"{subject} has {given.size} bytes, the hub listed {size}", hint=LISTED)
     if (given.start, given.end) != (offset, offset + length) or response.length not in (None, length):
         raise RemoteError(
             f"{subject}: asked for the bytes {offset}-{offset + length - 1}, the answer has {given.start}-{given.end - 1}"
@@ -50,7 +51,7 @@ def _skipping(
     if response.length not in (None, size):
         if response.headers.get_content_type() == "text/html":
             raise RemoteError(f"{subject}: the answer is a page and not the file", hint=_BETWEEN)
-        raise ObjectChanged(f"{subject} has {response.length} bytes, the hub listed {size}")
+        raise ObjectChanged(f"{subject} has {response.length} bytes, the hub listed {size}", hint=LISTED)
     if offset > SKIPPED:
         raise CannotServe(
             f"{subject}: this server ignores ranges, and a file of {format_size(size)} is only pulled in ranges",

@@ -18,7 +18,7 @@ from stager.core.errors import Interrupted, NotFound, ObjectChanged, RemoteError
 from stager.core.units import shown
 from stager.hub.answers import checked, redirected, same_host
 from stager.hub.base import HubFile
-from stager.hub.refusals import refused
+from stager.hub.refusals import LISTED, refused
 from stager.hub.trouble import unreached
 from stager.net.connection import Connection, Request, received
 from stager.net.route import Origin, Route
@@ -303,7 +303,7 @@ class HttpReader:
                 if self._stopped() and left:
                     raise Interrupted(f"the read of {subject} was interrupted")
             if not rest and response.length is None and _more(receive, self._block(), subject):
-                raise ObjectChanged(f"{subject} has more bytes than the hub listed")
+                raise ObjectChanged(f"{subject} has more bytes than the hub listed", hint=LISTED)
         if rest:
             connection.drop()  # what is left of the body is nobody's
 

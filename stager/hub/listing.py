@@ -72,5 +72,5 @@ def _refused(source: str, path: str, why: str) -> IntegrityError:
     name = shown(path)
     return IntegrityError(
         f"`{name if len(name) <= 100 else name[:100] + '...'}` of {shown(source)}: {why}",
-        hint="the model is damaged or hostile; its owner can rename the file",
+        hint="the hub's list is damaged or hostile; its owner can mend the file, another revision may do without it",
     )

@@ -271,7 +271,8 @@ class _Sdk:
             return NotFound(f"{said} ({why})", hint=None if self.token else _NO_TOKEN)
         if isinstance(exc, errors.NetworkError):
             return on_the_way(exc, f"{self._source}, at {told(self.endpoint)}", self.endpoint)
-        if isinstance(exc, errors.InvalidParameter):
+        final = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+        if isinstance(exc, errors.InvalidParameter) or final:
             return UsageError(f"{self._source}: the hub does not accept the request ({why})")
         wait = getattr(exc, "retry_after", None)
         return RemoteError(f"{self._source}: the hub cannot answer now ({why})", hint=LATER, retry_after=wait)

@@ -24,6 +24,9 @@ LATER = (
 )
 """What to do about an answer that says: not now."""
 
+LISTED = "run it again; where it stays so, the hub's list or its copy of the file is wrong, which its author can mend"
+"""What to do about a file that is not as long as the hub says."""
+
 _LONGEST = 200  # characters of a hub's own words
 _REQUEST = ("x-request-id", "x-oss-request-id", "x-amz-request-id")
 
@@ -56,7 +59,7 @@ def refused(
     if status in (404, 410):
         return NotFound(f"{subject} does not exist ({why})")
     if status == 416:
-        return ObjectChanged(f"{subject} has fewer bytes than the hub listed ({why})")
+        return ObjectChanged(f"{subject} has fewer bytes than the hub listed ({why})", hint=LISTED)
     wait = retry_after(headers.get("Retry-After"), now)
     if status in (408, 429) or status >= 500:
         return RemoteError(f"{subject}: cannot be served now ({why})", hint=LATER, retry_after=wait)

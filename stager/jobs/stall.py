@@ -33,7 +33,7 @@ class StallWatch:
         Raises `DeadlineExceeded`, naming them, when that is too long.
         """
         if self._limit is not None and still >= self._limit:
-            names = ", ".join(shown(name) for name in (files or doing)[:4])
+            names = ", ".join(shown(name) for name in list(dict.fromkeys(files or doing))[:4])
             what = "no bytes" if files else "no answer"
             raise DeadlineExceeded(
                 f"{what} for {format_duration(still)} while {'reading ' if files else ''}{names}",
