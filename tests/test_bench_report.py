@@ -29,6 +29,7 @@ from stager.core.errors import LocalIOError, StagerError, UsageError
 from stager.jobs.bench_report import prepare_folder, write_report
 from tests import bench_samples
 from tests.bench_page import Field, Grid, Page, markdown_tables
+from tests.harness import Box, files_below
 
 SAMPLES = {
     "realistic": bench_samples.realistic,
@@ -512,3 +513,44 @@ def test_a_storage_is_not_written_into(tmp_path: Path) -> None:
     prepare_folder(str(tmp_path / "model-report"), [str(model), "oss://bucket/model"])
     assert os.listdir(tmp_path / "model-report") == []
     assert os.listdir(model) == []
+
+
+# The real thing
+
+
+def test_a_real_benchmark_is_reported_number_by_number(box: Box) -> None:
+    model, folder = box.model(), Path(box.path("report"))
+    words = [
+        "--methods",
+        "read,mmap-names,warm",
+        "--loaders",
+        "1,2",
+        "--rounds",
+        "2",
+        "--per-file",
+        "--report",
+        str(folder),
+    ]
+    done = box.run("bench", model, "--yes", "--json", *words)
+    assert done.code == 0, str(done)
+    grids = {grid.id.split("-")[0]: grid for grid in page_of(folder).grids}
+    assert len(grids["loads"].rows) == 6
+    assert len(grids["loaders"].rows) == 8
+    assert {"in", "files", "within", "machine", "storages"} <= set(grids)
+    assert wrong_numbers(folder) == []
+    said = [
+        line
+        for line in done.out.splitlines()
+        if json.loads(line)["type"] in ("bench_run", "bench_cell", "bench")
+    ]
+    kept = (folder / "results.jsonl").read_text("utf-8").splitlines()
+    assert sorted(map(json.loads, said), key=json.dumps) == sorted(map(json.loads, kept), key=json.dumps)
+
+
+def test_a_report_that_cannot_be_written_is_known_before_anything_is_read(box: Box) -> None:
+    model = box.model()
+    for folder, code in ((f"{model}/report", 2), (f"{model}/config.json/report", 2), ("/dev/null/report", 7)):
+        done = box.run("bench", model, "--yes", "--json", "--report", folder)
+        assert done.code == code, str(done)
+        assert [line["type"] for line in map(json.loads, done.out.splitlines())] == ["error"]
+    assert sorted(os.listdir(model)) == sorted(os.path.basename(path) for path in files_below(model))
