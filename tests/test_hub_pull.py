@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from stager.core.errors import AccessDenied
+from stager.core.errors import AccessDenied, ResourceRefused
 from stager.core.location import Location
+from stager.core.model import FileEntry
 from stager.core.source import Source
+from stager.core.units import GIB, format_size
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs.beforehand import refuse_dest
+from stager.jobs.options import PullOptions
+from stager.jobs.room import refuse_pull
+from stager.store.directory import DirectoryStore
+from stager.store.opening import StoreOptions
 from tests.harness import MIB
 from tests.hublab.faults import Fault
 from tests.hublab.repos import Zeros
-from tests.pullbed import PullBed
+from tests.pullbed import PullBed, weights
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry-run"])
@@ -100,6 +107,49 @@ def test_a_read_only_dest_is_refused_where_something_is_to_be_written(
         refuse_dest(folder)
     assert f"`{folder}` cannot be written" in caught.value.message
     assert "write access" in (caught.value.hint or "")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry-run"])
+def test_a_disk_without_the_room_is_refused_before_the_first_byte(
+    pullbed: PullBed, dry: tuple[str, ...]
+) -> None:
+    pullbed.commit({"model-00001-of-00002.safetensors": weights(12 * MIB)})
+    disk = pullbed.box.path("disk")
+    os.mkdir(disk)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=True)
+    try:
+        pullbed.dest = f"{disk}/models/tiny"
+        line = pullbed.refused(4, "--keep-free", "1MiB", *dry)
+        assert "are to be pulled and 1.0 MiB to stay free" in line
+        assert "`--keep-free` says how much must stay" in line
+        assert os.listdir(disk) == []
+        pullbed.good("--keep-free", "1MiB", "--include", "*.json")
+        line = pullbed.refused(4, "--include", "extra/*", *dry)
+        assert "1.0 GiB to stay free" in line
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_an_older_file_needs_room_beside_the_new_one_and_only_while_that_comes(tmp_path: Path) -> None:
+    for at in range(4):
+        (tmp_path / f"{at}").write_bytes(bytes(1000))
+    (tmp_path / ".0.part").write_bytes(bytes(300))
+    there = {one.name: one for one in DirectoryStore(str(tmp_path)).list()}
+    wanted = [FileEntry(f"{at}", 1400) for at in range(5)]
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+
+    def refusal(need: int, lanes: int) -> str:
+        source, dest = Source.parse("acme/tiny"), Location.parse(str(tmp_path))
+        keep = free + 2 * GIB  # others use this disk as well
+        options = PullOptions(source=source, dest=dest, store=StoreOptions(), lanes=lanes, keep_free=keep)
+        with pytest.raises(ResourceRefused) as caught:
+            refuse_pull(options, wanted[:need], there)
+        return caught.value.message.partition(" are")[0]
+
+    assert refusal(5, 2) == format_size(100 + 3 * 400 + 1400 + 2 * 1000)
+    assert refusal(5, 16) == format_size(100 + 3 * 400 + 1400 + 4 * 1000)
+    assert refusal(1, 16) == format_size(100 + 1000)
 
 
 # Silence

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from stager.cli.options import DURATION, RATE, Parsed, option, with_selection
+from stager.cli.options import DURATION, RATE, SIZE_OR_PERCENT, Parsed, option, with_selection
 from stager.core.engines import Engine
 from stager.core.errors import UsageError
 from stager.core.location import Location, Scheme
@@ -76,7 +76,13 @@ _PULLING = (
     option("--restart", is_flag=True, help="Abort all unfinished uploads of these files, whoever began them, and send every file anew."),
     option("--wait", is_flag=True, help="Wait for another pull into DEST to end."),
     option("--allow-incomplete", is_flag=True, help="Pull a model that is provably incomplete or corrupt at the hub."),
+    option("--keep-free", default="1GiB", show_default=True, type=SIZE_OR_PERCENT, help="Disk space to leave free, for a DEST on a disk."),
     option("--mirror", is_flag=True, help="Remove from DEST what the revision no longer has."),
+)  # fmt: skip
+
+_AS_THEY_ARE = (
+    *("include", "exclude", "quant", "variant", "restart", "wait", "mirror"),
+    *("allow_incomplete", "keep_free"),
 )  # fmt: skip
 
 
@@ -97,8 +103,7 @@ def with_pull_options(function: F) -> F:
 
     @wraps(function)
     def command(*args: Any, streaming: Streaming, **given: Any) -> Any:
-        names = ("include", "exclude", "quant", "variant", "restart", "wait", "mirror", "allow_incomplete")
-        settings = {name: given.pop(name) for name in names}
+        settings = {name: given.pop(name) for name in _AS_THEY_ARE}
         engine, verify = given.pop("engine"), given.pop("verify")
 
         def pull(source: Source, dest: Location, store: StoreOptions) -> PullOptions:

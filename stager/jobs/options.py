@@ -119,7 +119,8 @@ class PullOptions:
 
     `engine` chooses files by what it loads, `quant` and `variant` among several; the globs count within that. `buffer` bounds the bytes on their
     way, in all. `restart`: abort unfinished uploads and send all files anew. `wait`: for another pull of the same destination to end.
-    `allow_incomplete`: pull what is provably no whole model, too.
+    `allow_incomplete`: pull what is provably no whole model, too. `keep_free` is what must stay free on the filesystem of a folder: bytes, or a
+    share of it (float).
     """
 
     source: Source
@@ -138,6 +139,7 @@ class PullOptions:
     wait: bool = False
     mirror: bool = False
     allow_incomplete: bool = False
+    keep_free: int | float = GIB
     timeout: float | None = None
     stall_timeout: float | None = 300.0
 

@@ -15,7 +15,7 @@ from stager.core.source import Hub as HubKind
 from stager.core.units import count, shown
 from stager.engine import runtime
 from stager.hub.opening import HubOptions, open_hub
-from stager.jobs import lease, remains
+from stager.jobs import lease, remains, uploads
 from stager.jobs.beforehand import Sample, explained, into, refuse_dest, refuse_parts
 from stager.jobs.choosing import chosen
 from stager.jobs.evidence import Evidence
@@ -26,6 +26,7 @@ from stager.jobs.lines import Pauses
 from stager.jobs.noting import noted
 from stager.jobs.options import Proof
 from stager.jobs.retrying import again
+from stager.jobs.room import refuse_pull
 from stager.jobs.stall import watched
 from stager.jobs.stock import Standing, take_stock
 from stager.jobs.transfer import Transfer
@@ -34,10 +35,12 @@ from stager.node.processes import more_descriptors
 from stager.store.opening import credentials_of, open_store
 
 if TYPE_CHECKING:
+    from stager.core.manifest import Begun
     from stager.core.model import FileEntry
     from stager.engine.report import Reporter
     from stager.hub.base import Hub, HubFile, Snapshot
     from stager.jobs.options import PullOptions
+    from stager.jobs.uploads import Uploads
 
 _TOLD = 5  # retries that are told one by one; all are counted
 
@@ -107,8 +110,8 @@ class Pull:
         refuse_parts((files[index] for index in missing), options.buffer)
         if missing:
             await self._judge()
-            await self._look_at_dest()
-        unfinished, _ = await self._unfinished(standing)
+            await self._look_at_dest(standing)
+        found = (await self._uploads(standing)).going_on(files[at] for at in missing)
         leftovers = await self._leftovers(standing)
         self._tell_surplus(standing)
         assert self._snapshot is not None
@@ -121,7 +124,7 @@ class Pull:
                 total=sum(one.entry.size for one in files),
                 present=sum(files[index].entry.size for index in standing.proven),
                 to_pull=sum(files[index].entry.size for index in missing),
-                resumable=len(unfinished),
+                resumable=0 if options.restart else len(found.ours),
                 left_out=tuple(self._left_out),
                 removes=(*standing.obsolete, *leftovers) if options.mirror else (),
                 verdict="a run would begin" if missing else "all is there",
@@ -145,8 +148,7 @@ class Pull:
         if options.dest.scheme is Scheme.FILE:  # where names must fit beside each other
             place([(one.entry.path, one.entry.size) for one in self._files])
         standing = await self._take_stock()
-        wanted = range(len(self._files)) if options.restart else standing.wanted
-        await self._sample.take(self._hub, [self._files[index] for index in wanted])
+        await self._sample.take(self._hub, [self._files[index] for index in standing.wanted])
         return standing
 
     def _open_hub(self) -> Hub:
@@ -161,6 +163,8 @@ class Pull:
     async def _take_stock(self) -> Standing:
         assert self._snapshot is not None
         standing = await take_stock(self._store, self._snapshot, self._files, self._options.verify)
+        if self._options.restart:
+            standing.start_over(len(self._files))
         mirror = self._options.mirror
         remains.refuse_other(self._store, standing, self._snapshot, mirror=mirror)
         await self._in_the_way(standing)
@@ -169,9 +173,12 @@ class Pull:
     async def _pull(self) -> None:
         standing = await self._survey()
         if self._is_done(standing) and not await self._leftovers(standing):
-            return
+            stale = await self._stale(standing)
+            if not stale or not self._options.mirror:
+                await uploads.end(self._store, stale, self._reporter, mirror=False)
+                return
         await self._judge()
-        await self._look_at_dest()
+        await self._look_at_dest(standing)
         with into(self._options.dest):
             tenure = await lease.acquire(self._store, wait=self._options.wait, reporter=self._reporter)
         try:
@@ -184,9 +191,12 @@ class Pull:
         assert self._snapshot is not None
         await self._judgement.take(self._hub, self._snapshot, self._files, self._left_out)
 
-    async def _look_at_dest(self) -> None:
-        dest = self._options.dest
-        await runtime.in_thread(f"looking at {shown(str(dest))}", partial(refuse_dest, dest))
+    async def _look_at_dest(self, standing: Standing) -> None:
+        options, files = self._options, self._files
+        wanted = range(len(files)) if options.restart else standing.wanted
+        label, entries = f"looking at {shown(str(options.dest))}", [files[index].entry for index in wanted]
+        await runtime.in_thread(label, partial(refuse_dest, options.dest))
+        await runtime.in_thread(label, partial(refuse_pull, options, entries, standing.objects))
 
     def _is_done(self, standing: Standing) -> bool:
         """Whether a run would change nothing: all proven, and the manifest says so."""
@@ -199,7 +209,7 @@ class Pull:
             return False
         ledger = self._ledger(standing)
         self._remember(standing, ledger)
-        return ledger.is_current(self._rows, self._unproven(standing))
+        return ledger.is_current(self._rows, self._unproven(ledger))
 
     def _ledger(self, standing: Standing) -> Ledger:
         assert self._snapshot is not None
@@ -211,41 +221,46 @@ class Pull:
         self._rows = {one.entry.path: ledger.entry(one, crc) for one, crc in proven}
         self._already = sum(row.size for row in self._rows.values())
 
-    def _unproven(self, standing: Standing) -> list[str]:
+    def _unproven(self, ledger: Ledger) -> list[str]:
         """Of the files that are there, those whose content was never held against what the hub states."""
-        if self._options.verify is Proof.SHA256:
-            return []
-        before = standing.manifest
-        doubts = frozenset(before.unproven) if before is not None else frozenset()
-        known = before.rows() if before is not None else {}
-        return [path for path, row in self._rows.items() if path in doubts or known.get(path) != row]
+        return [] if self._options.verify is Proof.SHA256 else ledger.unproven(self._rows)
 
     async def _fill(self, standing: Standing, held: Callable[[], bool]) -> None:
         """Bring what is missing, and the manifest up to date; `held` says whether nobody has taken the destination over."""
         options, files = self._options, self._files
         ledger = self._ledger(standing)
         self._evidence = Evidence(self._hub, self._store, options, self._reporter, pauses=self._pauses)
-        if options.restart:
-            standing.proven, standing.wanted = {}, list(range(len(files)))
         self._remember(standing, ledger)
         wanted = await self._doubts(standing)
         obsolete = standing.obsolete if options.mirror else ()
-        ours, strangers = await self._unfinished(standing)
         # What was read and is wrong cannot be gone on with.
         read = {files[index].entry.path for index in (*standing.doubtful, *standing.compare)}
-        begun = {path: one for path, one in ours.items() if path not in read and not options.restart}
+        new = [one for one in wanted if not options.restart and one.entry.path not in read]
+        found = (await self._uploads(standing)).going_on(new)
+        begun = {one.path: one.upload_id for one in found.ours}
+        ledger.remember((*found.kept, *found.stale))
         if wanted or obsolete:
             refuse_parts(wanted, options.buffer)
             await self._sample.take(self._hub, wanted)
             unhashed = options.verify is not Proof.SHA256
             doubts = [one.entry.path for one in wanted if unhashed or one.entry.path in begun]
-            begin = partial(ledger.begin, self._rows, [*self._unproven(standing), *doubts], strangers)
+            begin = partial(ledger.begin, self._rows, [*self._unproven(ledger), *doubts], found.strangers)
             await runtime.in_thread("writing the manifest", begin)
         if blocking := await self._in_the_way(standing):
             await runtime.in_thread("making room", partial(self._store.delete, blocking))
         if wanted:
             async with noted(ledger, self._finished, held):
                 await self._move(wanted, begun)
+        await self._clear(standing, obsolete)
+        aborted = {one.entry.path for one in files} if options.restart else set()
+        stale = [one for one in found.stale if one.path not in aborted]
+        left = await uploads.end(self._store, stale, self._reporter, mirror=options.mirror)
+        ledger.remember((*found.kept, *left))
+        conclude = partial(ledger.conclude, self._rows, self._unproven(ledger), obsolete)
+        await runtime.in_thread("writing the manifest", conclude)
+
+    async def _clear(self, standing: Standing, obsolete: Sequence[str]) -> None:
+        """Remove what is `obsolete`, and what earlier pulls left of that; tell what stays."""
         if obsolete:
             label = f"removing {count(len(obsolete), 'file')}"
             await runtime.in_thread(label, partial(self._store.delete, obsolete))
@@ -255,8 +270,6 @@ class Pull:
             label = f"removing {count(len(leftovers), 'unfinished file')}"
             await runtime.in_thread(label, partial(remains.discard, self._store, leftovers))
             self._removed += len(leftovers)
-        conclude = partial(ledger.conclude, self._rows, self._unproven(standing), obsolete)
-        await runtime.in_thread("writing the manifest", conclude)
 
     async def _doubts(self, standing: Standing) -> list[HubFile]:
         """Read what only reading can prove; what must be pulled is what is left, in the order of the files."""
@@ -318,10 +331,15 @@ class Pull:
             discard=self._options.restart,
         )
 
-    async def _unfinished(self, standing: Standing) -> tuple[dict[str, str], frozenset[str]]:
-        """As `remains.whose`, of what is there now."""
-        look = partial(remains.unfinished, self._store)
-        return remains.whose(await runtime.in_thread("listing unfinished uploads", look), standing)
+    async def _uploads(self, standing: Standing) -> Uploads:
+        """As `uploads.look`."""
+        assert self._snapshot is not None
+        return await uploads.look(self._store, standing, self._snapshot, self._files)
+
+    async def _stale(self, standing: Standing) -> tuple[Begun, ...]:
+        """Where all files are there: the uploads that earlier pulls have left. Nothing is asked where none is known of."""
+        known = standing.manifest is not None and standing.manifest.begun
+        return (await self._uploads(standing)).going_on(()).stale if known else ()
 
     async def _in_the_way(self, standing: Standing) -> tuple[str, ...]:
         """As `remains.in_the_way`."""
