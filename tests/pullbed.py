@@ -26,6 +26,7 @@ from tests.osslab.log import Record
 from tests.osslab.storage import read
 
 PART = 16 * MIB  # of an upload of less than 160 GB
+HEADER = 256 << 10  # as much as is read of a weight beforehand, to judge it
 MODEL = "acme/tiny"
 OWN = ".stager"
 MANIFEST = f"{OWN}/manifest.json"
