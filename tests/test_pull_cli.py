@@ -124,6 +124,22 @@ def test_the_usual_dest_may_lie_in_the_home_folder(pull: Parse, monkeypatch: pyt
         pull("owner/r1")
 
 
+@pytest.mark.parametrize(
+    ("dest", "means"),
+    [
+        ("~/models/r1", "/home/me/models/r1"),
+        ("./~/r1", "./~/r1"),
+        ("file:///~/r1", "/~/r1"),
+        ("oss://bucket/~/r1", "oss://bucket/~/r1"),
+    ],
+)
+def test_a_dest_that_no_shell_has_seen_may_lie_in_the_home_folder(
+    pull: Parse, monkeypatch: pytest.MonkeyPatch, dest: str, means: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(pull("owner/r1", dest).dest) == means
+
+
 def test_the_options_are_variables_too(pull: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"FOR": "vllm", "BUFFER": "1GiB", "WAIT": "1", "VERIFY": "none"}.items():
         monkeypatch.setenv(f"STAGER_{name}", value)

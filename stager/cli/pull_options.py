@@ -135,9 +135,10 @@ def _added(command: F, options: tuple[Callable[[F], F], ...]) -> F:
 
 def destination(asked: Asked, dest: Location | None) -> Location:
     """Where a pull of `asked` goes: to `dest`, else to the model's name below STAGER_DEST. Raises `UsageError` without either."""
+    # A variable, or a pod's arguments, have no shell that would expand a ~; SOURCE means the home folder by it as well.
     if dest is not None:
-        return dest
-    # Who sets a variable has often no shell that would expand a ~; SOURCE means the home folder by it as well.
+        folder = dest.scheme is Scheme.FILE
+        return replace(dest, prefix=os.path.expanduser(dest.prefix)) if folder else dest
     name, below = asked.source.name, os.path.expanduser(os.environ.get("STAGER_DEST", "").strip())
     if not below:
         line = f"`stager pull {shown(asked.text)} oss://BUCKET/models/{shown(name) or 'NAME'}`"
