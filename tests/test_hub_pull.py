@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from stager.core.errors import AccessDenied, ResourceRefused
+from stager.core.errors import AccessDenied, DeadlineExceeded, ResourceRefused
 from stager.core.location import Location
 from stager.core.model import FileEntry
 from stager.core.source import Source
 from stager.core.units import GIB, format_size
+from stager.engine import runtime
+from stager.hub.base import Snapshot
 from stager.hub.opening import HubOptions, open_hub
 from stager.jobs.beforehand import refuse_dest
 from stager.jobs.options import PullOptions
+from stager.jobs.pull import Pull
 from stager.jobs.room import refuse_pull
+from stager.store.base import Reader
 from stager.store.directory import DirectoryStore
 from stager.store.opening import StoreOptions
 from tests.harness import MIB
 from tests.hublab.faults import Fault
 from tests.hublab.repos import Zeros
+from tests.hubs import Quiet, options_for
 from tests.pullbed import PullBed, weights
 
 
@@ -187,3 +194,32 @@ def test_every_answer_of_a_hub_counts_as_getting_on(
     asked = sum(pullbed.hub.log.count(operation=one) for one in kinds)
     assert asked >= 4
     assert len(answers) == asked
+
+
+class _Busy:
+    """A hub whose library works and works, and nothing comes of it."""
+
+    source, credentials = "ms://acme/tiny", ""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def snapshot(self) -> Snapshot:
+        end = time.monotonic() + 30
+        while not self.over.is_set() and time.monotonic() < end:
+            sum(range(1000))
+        raise AssertionError("nobody minds that nothing comes")
+
+    def reader(self) -> Reader:
+        raise AssertionError("there is nothing to read")
+
+
+def test_work_without_an_answer_is_a_standstill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = _Busy()
+    monkeypatch.setattr("stager.jobs.pull.open_hub", lambda *_, **__: hub)
+    options = replace(options_for(stall_timeout=0.5), dest=Location.parse(str(tmp_path)))
+    try:
+        with pytest.raises(DeadlineExceeded, match="while listing ms://acme/tiny"):
+            runtime.run(Pull(options, Quiet()).run, on_stop=lambda _: None, on_poke=lambda: None)
+    finally:
+        hub.over.set()
