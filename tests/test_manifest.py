@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stager.core.errors import IntegrityError
-from stager.core.manifest import COMPLETE, UPDATING, Manifest, Origin
+from stager.core.manifest import COMPLETE, UPDATING, Begun, Manifest, Origin
 from stager.core.model import FileEntry
 from stager.core.placement import fault
 from tests.harness import Box
@@ -147,6 +147,9 @@ globs = st.lists(st.text(max_size=5), max_size=2).map(tuple)
 origins = st.none() | st.builds(Origin, st.text(), globs, globs)
 
 
+uploads = entries.flatmap(
+    lambda entry: st.builds(Begun, st.just(entry.path), st.text(), st.just(entry.size), st.just(entry.sha256))
+)
 unproven = st.lists(entries.map(lambda entry: entry.path), max_size=3).map(tuple)
 
 
@@ -159,6 +162,7 @@ unproven = st.lists(entries.map(lambda entry: entry.path), max_size=3).map(tuple
     unproven,
     unproven,
     unproven,
+    st.lists(uploads, max_size=2).map(tuple),
 )
 def test_what_is_written_is_read(
     source: str,
@@ -169,9 +173,10 @@ def test_what_is_written_is_read(
     resumed: tuple[str, ...],
     pending: tuple[str, ...],
     former: tuple[str, ...],
+    begun: tuple[Begun, ...],
 ) -> None:
     manifest = Manifest(
-        source, revision, state, tuple(files), origin, resumed, pending=pending, former=former
+        source, revision, state, tuple(files), origin, resumed, pending=pending, former=former, begun=begun
     )
     raw = manifest.dump(time=1.5, version="1.2")
     assert Manifest.parse(raw) == manifest
@@ -211,6 +216,16 @@ def test_what_a_manifest_of_an_earlier_version_promises_has_no_crc() -> None:
     assert Manifest.parse(json.dumps(body).encode()).pending == ("b",)
     assert Manifest.parse(json.dumps({**body, "state": COMPLETE}).encode()).pending == ()
     assert Manifest.parse(json.dumps({**body, "pending": []}).encode()).pending == ()
+
+
+@pytest.mark.parametrize("wrong", [7, [7], [{}], [{"path": "a", "size": 1}], [{"path": "a", "size": 1, "upload_id": 7}],
+                                   [{"path": "../a", "size": 1, "upload_id": "7"}]])  # fmt: skip
+def test_what_was_begun_must_be_said_clearly(wrong: object) -> None:
+    body = {"source": "a", "revision": "1", "state": UPDATING, "files": []}
+    right = {"path": "a", "size": 1, "upload_id": "7"}
+    assert Manifest.parse(json.dumps({**body, "begun": [right]}).encode()).begun == (Begun("a", "7", 1),)
+    with pytest.raises(IntegrityError, match="is not a manifest"):
+        Manifest.parse(json.dumps({**body, "begun": wrong}).encode())
 
 
 def test_rows_are_found_by_path() -> None:

@@ -1,10 +1,9 @@
-"""What lies in a destination besides the model: whose unfinished uploads are gone on with, what is removed, and what is in the way."""
+"""What lies in a destination besides the model: what is removed, and what is in the way."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import pytest
 
 from stager.core.errors import UsageError
 from stager.core.location import Location
-from stager.core.manifest import COMPLETE, PATH, UPDATING, Manifest
+from stager.core.manifest import COMPLETE, PATH, Manifest
 from stager.core.model import FileEntry
 from stager.hub.base import HubFile, Snapshot
 from stager.jobs import remains
 from stager.jobs.options import Proof
 from stager.jobs.stock import Standing, take_stock
-from stager.store.base import Store, Unfinished
+from stager.store.base import Store
 from stager.store.directory import DirectoryStore
 from stager.store.opening import StoreOptions, open_store
 from tests.pullbed import MANIFEST, PullBed, files_in
@@ -53,26 +52,6 @@ def opened(folder: Path) -> Store:
 def standing(store: Store, *names: str) -> Standing:
     wanted = snapshot(*names)
     return anyio.run(partial(take_stock, store, wanted, wanted.files, Proof.CRC))
-
-
-# Whose uploads they are
-
-
-def sorted_out(begun: Sequence[tuple[str, str]], *, state: str = UPDATING) -> tuple[dict[str, str], set[str]]:
-    manifest = Manifest(SOURCE, REVISION, state, (), strangers=("before",))
-    found = Standing({}, manifest, resumable=frozenset({"a", "b"}))
-    ours, strangers = remains.whose([Unfinished(name, one, 0.0) for name, one in begun], found)
-    return ours, set(strangers)
-
-
-def test_what_was_begun_since_is_ours() -> None:
-    begun = [("a", "1"), ("a", "before"), ("b", "before"), ("c", "2")]
-    assert sorted_out(begun) == ({"a": "1"}, {"before", "2"})
-    assert sorted_out(begun, state=COMPLETE) == ({}, {"1", "before", "2"})
-
-
-def test_of_two_that_may_be_ours_none_is() -> None:
-    assert sorted_out([("a", "1"), ("a", "2"), ("b", "3")]) == ({"b": "3"}, {"1", "2"})
 
 
 # What is in the way

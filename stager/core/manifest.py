@@ -33,14 +33,24 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """An unfinished upload that a pull has begun: of `path`, whose content was to have that size in bytes, and that sha256 where one is known."""
+
+    path: str
+    upload_id: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a writer of models promises. `state` is ``complete`` or ``updating``; readers refuse the latter.
 
     `fetched` is in the manifests that a fetch leaves in the folder it fills, and nowhere else. `unproven` are the paths whose objects were
     completed from parts of an earlier pull and not yet read back. `strangers` are the unfinished uploads, by id, that were there before the first pull of
     this content: nobody knows what they hold, so they are never gone on with. `pending` are paths of the revision that were not brought: what lies
-    there, if anything, is of an older one. `former` are files of earlier revisions that this one no longer has, and that are still there. All
-    four are for pull alone.
+    there, if anything, is of an older one. `former` are files of earlier revisions that this one no longer has, and that are still there. `begun`
+    are unfinished uploads of earlier pulls that this one does not go on with. All five are for pull alone.
     """
 
     source: str
@@ -52,6 +62,7 @@ class Manifest:
     strangers: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
+    begun: tuple[Begun, ...] = ()
 
     @staticmethod
     def parse(raw: bytes) -> Manifest:
@@ -66,7 +77,10 @@ class Manifest:
             source, revision, state = str(body["source"]), str(body["revision"]), str(body["state"])
             pending = _paths(body["pending"]) if "pending" in body else _promises(state, files)
             former = _paths(body.get("former", []))
-            return Manifest(source, revision, state, files, origin, unproven, strangers, pending, former)
+            begun = tuple(_begun(item) for item in body.get("begun", []))
+            return Manifest(
+                source, revision, state, files, origin, unproven, strangers, pending, former, begun
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as exc:
             raise IntegrityError(f"`{PATH}` is not a manifest", hint=_HINT) from exc
 
@@ -92,6 +106,8 @@ class Manifest:
             body["pending"] = self.pending
         if self.former:
             body["former"] = self.former
+        if self.begun:
+            body["begun"] = [asdict(one) for one in self.begun]
         return (
             json.dumps({**body, "time": time, "stager": version, "files": files}, indent=1).encode() + b"\n"
         )
@@ -132,6 +148,14 @@ def _origin(item: object) -> Origin | None:
     if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in globs):
         return None
     return Origin(item["location"], tuple(globs[0]), tuple(globs[1]))
+
+
+def _begun(item: dict[str, Any]) -> Begun:
+    """An upload. Raises as `_entry`."""
+    entry, upload_id = _entry(item), item["upload_id"]
+    if not isinstance(upload_id, str):
+        raise TypeError("not an id")
+    return Begun(entry.path, upload_id, entry.size, entry.sha256)
 
 
 def _promises(state: str, files: Iterable[FileEntry]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from stager.core.model import FileEntry
 from stager.core.source import same_source
 
 if TYPE_CHECKING:
+    from stager.core.manifest import Begun
     from stager.hub.base import HubFile, Snapshot
     from stager.jobs.stock import Standing
     from stager.store.base import Store
@@ -48,6 +49,7 @@ class Ledger:
         self._kept = self._rows_to_keep(standing)
         self._elsewhere = self._pending_elsewhere(standing)
         self._former = standing.obsolete
+        self._uploads = standing.manifest.begun if standing.manifest is not None else ()
 
     def _rows_to_keep(self, standing: Standing) -> dict[str, FileEntry]:
         """What earlier pulls with other selections brought, is still there, and is what this revision has."""
@@ -86,6 +88,15 @@ class Ledger:
         if sha256 is None and row is not None and row.crc64 == crc:
             sha256 = row.sha256
         return FileEntry(file.entry.path, file.entry.size, sha256.lower() if sha256 else None, crc)
+
+    def unproven(self, rows: Mapping[str, FileEntry]) -> list[str]:
+        """Of `rows`, of files that are there, the paths of those whose content the manifest that was there does not know to be proven."""
+        doubts = frozenset(self._before.unproven) if self._before is not None else frozenset()
+        return [path for path, row in rows.items() if path in doubts or self._rows.get(path) != row]
+
+    def remember(self, uploads: Iterable[Begun]) -> None:
+        """From now on write that these uploads are unfinished, and were begun by pulls: until this those that were known."""
+        self._uploads = tuple(sorted(uploads, key=lambda one: (one.path, one.upload_id)))
 
     def begin(
         self, entries: Mapping[str, FileEntry], unproven: Iterable[str], strangers: Iterable[str] = ()
@@ -155,6 +166,7 @@ class Ledger:
             unproven=tuple(sorted(doubts)),
             pending=tuple(sorted({*awaited, *self._elsewhere})),
             former=self._former,
+            begun=self._uploads,
         )
 
     def _write(self, manifest: Manifest) -> None:

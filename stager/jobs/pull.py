@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from stager.jobs.ledger import Ledger
 from stager.jobs.lines import Pauses
 from stager.jobs.noting import noted
 from stager.jobs.options import Proof
-from stager.jobs.retrying import again
+from stager.jobs.retrying import Troubles
 from stager.jobs.room import refuse_pull
 from stager.jobs.stall import watched
 from stager.jobs.stock import Standing, take_stock
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from stager.jobs.options import PullOptions
     from stager.jobs.uploads import Uploads
 
-_TOLD = 5  # retries that are told one by one; all are counted
 
 
 class Pull:
@@ -52,8 +50,7 @@ class Pull:
         self._options = options
         self._reporter = reporter
         self._pauses = Pauses()
-        self._lock = threading.Lock()
-        self._retried = 0
+        self._troubles = Troubles(reporter)
         self._snapshot: Snapshot | None = None
         self._files: list[HubFile] = []
         self._left_out: list[tuple[str, str]] = []
@@ -94,14 +91,12 @@ class Pull:
 
     async def _in_time(self, step: Callable[[], Awaitable[None]], hint: str) -> None:
         """Do `step` within the limits of time; what to do when they do not suffice is in `hint`."""
-        with (
-            explained(lambda: credentials_of(self._store)),
-            runtime.deadline(self._options.timeout) as expired,
-        ):
-            async with watched(self._options.stall_timeout, self._reporter):
-                await step()
-        if expired():
-            raise DeadlineExceeded("--timeout ran out", hint=hint)
+        with self._troubles.named(), explained(lambda: credentials_of(self._store)):
+            with runtime.deadline(self._options.timeout) as expired:
+                async with watched(self._options.stall_timeout, self._reporter):
+                    await step()
+            if expired():
+                raise DeadlineExceeded("--timeout ran out", hint=hint)
 
     async def _foresee(self) -> None:
         standing = await self._survey()
@@ -139,7 +134,7 @@ class Pull:
         options = self._options
         more_descriptors()
         self._hub = await runtime.in_thread(f"opening {shown(str(options.source))}", self._open_hub)
-        self._store = open_store(options.dest, options.store, pause=self._pauses, on_retry=self._tell_retry)
+        self._store = open_store(options.dest, options.store, pause=self._pauses, on_retry=self._troubles.tell)
         label = f"listing {shown(self._hub.source)}"
         self._snapshot = await runtime.in_thread(
             label, self._hub.snapshot, by_word=options.source.kind is not HubKind.DIRECTORY
@@ -157,7 +152,7 @@ class Pull:
             options.source,
             HubOptions.of(options.store, on_answer=runtime.moved),
             pause=self._pauses,
-            on_retry=self._tell_retry,
+            on_retry=self._troubles.tell,
         )
 
     async def _take_stock(self) -> Standing:
@@ -200,12 +195,7 @@ class Pull:
 
     def _is_done(self, standing: Standing) -> bool:
         """Whether a run would change nothing: all proven, and the manifest says so."""
-        options = self._options
-        if (
-            options.restart
-            or len(standing.proven) < len(self._files)
-            or (options.mirror and standing.obsolete)
-        ):
+        if len(standing.proven) < len(self._files) or (self._options.mirror and standing.obsolete):
             return False
         ledger = self._ledger(standing)
         self._remember(standing, ledger)
@@ -357,14 +347,6 @@ class Pull:
 
     # What is said
 
-    def _tell_retry(self, doing: str, error: Exception) -> None:
-        """From any thread: something is tried again."""
-        with self._lock:
-            self._retried += 1
-            number = self._retried
-        if number <= _TOLD:
-            self._reporter.emit(again(doing, error))
-
     def _tell_surplus(self, standing: Standing) -> None:
         dest, mirror = str(self._options.dest), self._options.mirror
         for note in remains.surplus(standing, dest, mirror=mirror):
@@ -394,7 +376,7 @@ class Pull:
             peak=transfer.peak if transfer else 0,
             verified={Proof.SHA256: "sha256", Proof.CRC: "crc64", Proof.NONE: ""}[options.verify],
             unproven=sum(stated(one) is None for one in self._files),
-            retried=self._retried,
+            retried=self._troubles.count,
             replaced=transfer.replaced if transfer else 0,
             mended=transfer.mended if transfer else 0,
             removed=self._removed,

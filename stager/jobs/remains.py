@@ -1,31 +1,30 @@
-"""What a pull finds in a destination besides files of the model: uploads that were begun, what they left, and what stands in its way."""
+"""What a pull finds in a destination besides files of the model: what earlier pulls left, what is nobody's, and what stands in its way."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from stager.core.errors import UsageError, from_oserror
 from stager.core.events import Note
-from stager.core.manifest import PATH, UPDATING
+from stager.core.manifest import PATH
 from stager.core.placement import above
 from stager.core.source import same_source
 from stager.core.units import count, format_size, shown
 from stager.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from stager.hub.base import Snapshot
     from stager.jobs.stock import Standing
-    from stager.store.base import Store, Unfinished
+    from stager.store.base import Store
 
 _OWN = PATH.partition("/")[0]
 _AWAY = "move it away, or choose another destination"
 
 
-def _adapter(store: Store) -> Any:
+def adapter_of(store: Store) -> Any:
     """What makes the calls of `store`, without what is wrapped around it."""
     found: Any = store
     while hasattr(found, "adapter"):
@@ -33,26 +32,9 @@ def _adapter(store: Store) -> Any:
     return found
 
 
-def unfinished(store: Store) -> list[Unfinished]:
-    """The uploads into `store` that were begun and not ended, whoever began them. Blocks; raises as a listing does."""
-    adapter = _adapter(store)
-    retried = getattr(store, "call", lambda _what, call: call())
-    return list(retried("list of unfinished uploads", lambda: list(adapter.unfinished())))
-
-
-def whose(begun: Sequence[Unfinished], standing: Standing) -> tuple[dict[str, str], frozenset[str]]:
-    """The uploads in `begun` that an earlier run of this very pull left, ids by path, and the ids of all others.
-
-    An upload does not say what it holds. It is ours if it was begun while the manifest promised the same content, and was not there before that.
-    Of several such of one path nobody can tell which is ours: none is, and all are let alone.
-    """
-    before = standing.manifest
-    if before is None or before.state != UPDATING:
-        return {}, frozenset(one.upload_id for one in begun)
-    later = [one for one in begun if one.upload_id not in before.strangers and one.name in standing.resumable]
-    number = Counter(one.name for one in later)
-    ours = {one.name: one.upload_id for one in later if number[one.name] == 1}
-    return ours, frozenset(one.upload_id for one in begun) - frozenset(ours.values())
+def is_folder(store: Store) -> bool:
+    """Whether `store` is a folder."""
+    return isinstance(adapter_of(store), DirectoryStore)
 
 
 def refuse_other(store: Store, standing: Standing, snapshot: Snapshot, *, mirror: bool) -> None:
@@ -91,7 +73,7 @@ def in_the_way(store: Store, standing: Standing, paths: Iterable[str], *, mirror
     Empty for other stores, whose names are just names. Raises `UsageError` for the first that must not be removed: without `mirror` any, and
     always what no pull brings. Blocks.
     """
-    if not isinstance(_adapter(store), DirectoryStore):
+    if not is_folder(store):
         return ()
     wanted = set(paths)
     folders = {folder for path in wanted for folder in above(path)}
@@ -174,7 +156,7 @@ def leftovers(store: Store, standing: Standing, snapshot: Snapshot) -> tuple[str
 
     None where no pull was before, in other models' folders, and in stores that are not folders: nobody's parts are aborted there.
     """
-    adapter = _adapter(store)
+    adapter = adapter_of(store)
     if not isinstance(adapter, DirectoryStore) or (standing.manifest is None and standing.problem is None):
         return ()
     found = adapter.leftovers(one.entry.path for one in snapshot.files)
@@ -183,6 +165,6 @@ def leftovers(store: Store, standing: Standing, snapshot: Snapshot) -> tuple[str
 
 def discard(store: Store, names: Iterable[str]) -> None:
     """Remove what `leftovers` gave, but for what a running process writes. Blocks. Raises as `Store.delete`."""
-    adapter = _adapter(store)
+    adapter = adapter_of(store)
     if isinstance(adapter, DirectoryStore):
         adapter.discard(names)

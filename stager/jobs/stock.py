@@ -51,6 +51,10 @@ class Standing:
     obsolete: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
 
+    def start_over(self, number: int) -> None:
+        """All `number` files are wanted: nothing that is there counts."""
+        self.proven, self.doubtful, self.compare, self.wanted = {}, set(), {}, list(range(number))
+
 
 async def take_stock(store: Store, snapshot: Snapshot, files: Sequence[HubFile], proof: Proof) -> Standing:
     """What `store` has of `files`, those of `snapshot` that are to be pulled; `proof` says what counts as proven.
