@@ -37,7 +37,7 @@ class StallWatch:
             what = "no bytes" if files else "no answer"
             raise DeadlineExceeded(
                 f"{what} for {format_duration(still)} while {'reading ' if files else ''}{names}",
-                hint="is the FUSE daemon or the server alive? `--stall-timeout` sets how long to wait",
+                hint="does the server, a proxy or the mount's daemon still answer? `--stall-timeout` sets how long to wait",
             )
         if still < _WARNING_S:
             self._warned = False
