@@ -42,8 +42,9 @@ Rule = Callable[[list[Line], list[Field]], object]
 
 @pytest.fixture(params=SAMPLES)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    write_report(SAMPLES[request.param](), str(tmp_path / "new" / "report"))
-    return tmp_path / "new" / "report"
+    folder = tmp_path / str(request.param) / "report"
+    write_report(SAMPLES[request.param](), str(folder))
+    return folder
 
 
 def page_of(folder: Path) -> Page:
@@ -95,6 +96,14 @@ def test_every_drawing_is_xml(written: Path) -> None:
         for text_ in root.iter("{http://www.w3.org/2000/svg}text"):
             assert 0 <= float(text_.get("x") or -1) <= width
             assert 0 <= float(text_.get("y") or -1) <= height
+
+
+def test_there_is_no_empty_chart_of_loaders(written: Path) -> None:
+    figures = re.findall(
+        r'<figure id="loaders-.*?</figure>', (written / "report.html").read_text("utf-8"), re.DOTALL
+    )
+    assert all(drawing.count("#run-") for figure in figures for drawing in figure.split("</svg>")[:-1])
+    assert len(figures) == {"realistic": 5, "awkward": 1, "empty": 0}[written.parent.name]
 
 
 def test_what_paths_say_is_no_markup(tmp_path: Path) -> None:
@@ -223,6 +232,14 @@ RULES: dict[str, Rule] = {
 }
 SINCE = "bytes since the row above / seconds since the row above"
 STORED = "bytes of the storage in the line of type bench"
+HEADS = {  # what a column's name promises; in tables of several loaders it is each loader's time
+    "median": "median", "mean": "mean", "fastest": "least", "slowest": "greatest", "st. dev.": "standard deviation",
+    "all loaded": "median of seconds", "throughput": "bytes", "CPU": "median of cpu_seconds", "from device": "median of device_bytes",
+    "against read": "median of read, cold / median", "rounds": "runs in", "left out": "runs left out", "loaders": "loaders",
+    "size": "bytes", "bytes": "bytes", "read, cold": "median of seconds", "fastest cold load": "median of seconds",
+    "fastest second load": "median of seconds", "since the run began": "timeline, seconds", "bytes so far": "timeline, bytes",
+    "lanes, P": "timeline, lanes",
+}  # fmt: skip
 FACTS = ("machine", "storages")  # tables of what is no measurement
 UNITS = {
     "s": 1.0,
@@ -260,6 +277,8 @@ def wrong_numbers(folder: Path) -> list[str]:
                     continue
                 how, _, ids = title.partition("; ")
                 runs = [by_id[one] for one in ids.split()[1:]]
+                if not how.startswith(HEADS[name]) or ("loader_seconds" in how) != of_each(grid, name):
+                    bad.append(f"{grid.id} {name}: it is the {how}")
                 if how == STORED:
                     should: object = sizes[row[0][0]]
                 elif how == SINCE:
@@ -272,6 +291,11 @@ def wrong_numbers(folder: Path) -> list[str]:
                 if abs(read_back(text) - value) > 0.0051 * abs(value) + 0.0000006:
                     bad.append(f"{grid.id} {name}: {text} is not {value}")
     return bad
+
+
+def of_each(grid: Grid, column: str) -> bool:
+    """Whether the numbers of `column` are those of each loader."""
+    return grid.id.startswith("loaders-") and column in ("median", "mean", "fastest", "slowest", "st. dev.")
 
 
 def close(value: float, should: object) -> bool:

@@ -40,6 +40,7 @@ const bad = [];
 let texts = 0;
 for (const chart of document.querySelectorAll("svg.chart")) {
   if (!seen(chart)) continue;
+  if (chart.getBoundingClientRect().width < 0.84 * chart.viewBox.baseVal.width) bad.push("small letters: " + chart.getAttribute("aria-label"));
   const outer = box(chart), words = [...chart.querySelectorAll("text")].filter(seen);
   texts += words.length;
   const boxes = words.map(box);
@@ -181,6 +182,7 @@ def test_what_is_wrong_is_seen(tmp_path: Path, realistic: Path) -> None:
     cases = {
         "overlap": {"font: 12px system-ui": "font: 24px system-ui"},
         "outside its chart": {"font: 12px system-ui": "font: 24px system-ui"},
+        "small letters": {"max-width: 100%; height: auto": "max-width: 600px; height: auto"},
         "pale": {"--muted: #57606a": "--muted: #c0c0c0"},
         "wider than the page": {
             "svg.chart { display: block; max-width: 100%": "svg.chart { display: block; min-width: 1500px"
