@@ -148,7 +148,10 @@ class Ground:
 
 @dataclass(frozen=True)
 class StoreGround:
-    """A model in a store, or the `names` of it that runs fetch (None: all), and the folder that new folders for it are made in."""
+    """A model in a store, or the `names` of it that runs fetch (None: all), and the folder that new folders for it are made in.
+
+    `why_not` says why there can be no run; empty where there can.
+    """
 
     storage: BenchStorage
     location: Location
@@ -158,6 +161,7 @@ class StoreGround:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
+    why_not: str = ""
 
     @property
     def total(self) -> int:
@@ -170,7 +174,9 @@ class StoreGround:
         return True
 
     def sampled(self, found: Sample) -> StoreGround:
-        """The same ground with the objects that `found` names; a part of one cannot be fetched, so then it is the whole."""
+        """The same ground with the objects that `found` names; a part of one cannot be fetched."""
+        if found.part is not None:
+            return replace(self, why_not="no object is small enough for --quick")
         chosen = [self.sizes[index] for index in found.chosen]
         storage = replace(self.storage, files=len(chosen), bytes=sum(size for _, size in chosen))
         return replace(self, storage=storage, names=tuple(name for name, _ in chosen))

@@ -17,13 +17,12 @@ from stager.core.bench_reports import BenchFile
 from stager.core.errors import UsageError
 from stager.core.units import format_size, shown
 from stager.jobs.bench_children import failure_of
-from stager.jobs.bench_ground import Ground
 from stager.node.frozen import is_frozen, worker_command
 
 if TYPE_CHECKING:
     from stager.core.model import LocalFile
     from stager.jobs.bench_children import Children, Ended, Loaded
-    from stager.jobs.bench_ground import StoreGround
+    from stager.jobs.bench_ground import Ground, StoreGround
 
 _LOADER = "stager.jobs.bench_loader"
 # As vendors publish it, but that the names come from a list: every method reads the same files. The second `cat` is theirs.
@@ -110,12 +109,10 @@ class Methods:
                 hint="name an interpreter that has them with --python, or leave --to out",
             )
 
-    def why_not(self, method: str, ground: Ground | StoreGround) -> str:
+    def why_not(self, method: str, ground: Ground) -> str:
         """Why `method` cannot run on `ground`; empty when it can."""
         if method == VMTOUCH and shutil.which("vmtouch") is None:
             return "vmtouch is not installed"
-        if not isinstance(ground, Ground):
-            return ""
         if method in (WARMING, WARM_MMAP) and ground.facts.keeps.hopeless:
             return "`stager warm` reads nothing here: this mount drops pages when a file is opened"
         if method in (WARMING, WARM_MMAP, SAFETENSORS) and ground.part is not None:

@@ -66,11 +66,10 @@ class Trials:
     def why_not(self, trial: Trial, state: str) -> str:
         """Why there is no such run; empty where there may be."""
         ground = self.grounds[trial.storage]
-        if isinstance(ground, Ground):
-            why = ground.why_not_cold if state == COLD else ground.why_not_warm
-            if why:
-                return why
-        return self.methods.why_not(trial.method, ground)
+        if isinstance(ground, StoreGround):
+            return ground.why_not
+        why = ground.why_not_cold if state == COLD else ground.why_not_warm
+        return why or self.methods.why_not(trial.method, ground)
 
     async def run(self, trial: Trial, number: int) -> None:
         """Both states of `trial` in round `number` (from 1)."""
