@@ -234,6 +234,9 @@ def test_a_folder_is_gone_on_with_part_by_part(pullbed: PullBed) -> None:
     pullbed.complete(files)
     assert found["resumed"] == PART
     assert found["read_back"] == 0
+    assert (found["verified"], found["unproven"]) == ("crc64", 0), (
+        "a folder states no checksums, and lacks none"
+    )
     again = [one.query["partNumber"] for one in pullbed.oss.log.records(operation="UploadPart")]
     assert sorted(again) == ["2", "3", "4"]
     assert pullbed.unfinished() == []

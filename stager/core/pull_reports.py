@@ -62,8 +62,8 @@ class PullSummary(Event):
 
     `revision` is the commit. `pulled` bytes came from the hub in this run; `landed` are at the destination now, of which `resumed` were in unfinished
     uploads before; `already` were in finished files,
-    `read_back` were read from the destination to prove them. `verified` is ``sha256``, ``crc64``, or empty where nothing was; `unproven` counts
-    files for which the hub states no checksum. `retried` requests were made again, `replaced` connections were dropped because
+    `read_back` were read from the destination to prove them. `verified` is ``sha256``, ``crc64`` (as of a folder, which states no checksums), or
+    empty where nothing was; `unproven` counts files for which the hub states none. `retried` requests were made again, `replaced` connections were dropped because
     they were slow, `mended` files had the wrong checksum at first, `removed` files are no longer in the revision, `left_out` ones were not wanted.
     `reason` says why it did not finish, `credentials` in words where those of the destination came from. `defects` prove the model
     incomplete at the hub, which the user allows.

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from stager.jobs.uploads import Uploads
 
 
-
 class Pull:
     """One pull. `run` gives 0 once the destination has all files, proven, and a manifest that says so."""
 
@@ -134,7 +133,9 @@ class Pull:
         options = self._options
         more_descriptors()
         self._hub = await runtime.in_thread(f"opening {shown(str(options.source))}", self._open_hub)
-        self._store = open_store(options.dest, options.store, pause=self._pauses, on_retry=self._troubles.tell)
+        self._store = open_store(
+            options.dest, options.store, pause=self._pauses, on_retry=self._troubles.tell
+        )
         label = f"listing {shown(self._hub.source)}"
         self._snapshot = await runtime.in_thread(
             label, self._hub.snapshot, by_word=options.source.kind is not HubKind.DIRECTORY
@@ -356,6 +357,9 @@ class Pull:
         snapshot, transfer, options = self._snapshot, self._transfer, self._options
         assert snapshot is not None
         seconds = transfer.seconds if transfer else 0.0
+        # A folder states no checksums: its bytes are compared with what has arrived.
+        near = options.source.kind is HubKind.DIRECTORY
+        proof = Proof.CRC if near and options.verify is Proof.SHA256 else options.verify
         pulled = transfer.pulled if transfer else 0
         return PullSummary(
             source=snapshot.source,
@@ -374,8 +378,8 @@ class Pull:
             rate=pulled / seconds if seconds > 0 else 0.0,
             lanes=transfer.lanes if transfer else 0,
             peak=transfer.peak if transfer else 0,
-            verified={Proof.SHA256: "sha256", Proof.CRC: "crc64", Proof.NONE: ""}[options.verify],
-            unproven=sum(stated(one) is None for one in self._files),
+            verified={Proof.SHA256: "sha256", Proof.CRC: "crc64", Proof.NONE: ""}[proof],
+            unproven=0 if near else sum(stated(one) is None for one in self._files),
             retried=self._troubles.count,
             replaced=transfer.replaced if transfer else 0,
             mended=transfer.mended if transfer else 0,
