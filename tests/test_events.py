@@ -158,6 +158,8 @@ PULLED = PullSummary(
     credentials="RRSA role acs:ram::1:role/models",
 )
 
+FLAWS = ("b.gguf: truncated", "c.gguf: zero length")
+
 WOULD_PULL = PullForecast(
     source="hf://org/r1",
     revision="4236a6af538feda4548eca9ab308586007567f52",
@@ -266,6 +268,8 @@ SAMPLES: dict[str, Event] = {
     "pull-unverified": replace(PULLED, verified="", removed=2, left_out=40, lanes=1),
     "pull-directory": replace(PULLED, source=AWKWARD, revision="", dest="/mnt/nas/r1", verified="crc64"),
     "pull-branch": replace(PULLED, revision="master"),
+    "pull-incomplete": replace(PULLED, defects=FLAWS),
+    "pull-forecast-incomplete": replace(WOULD_PULL, defects=FLAWS),
     "pull-unfinished": replace(
         PULLED,
         complete=False,
