@@ -10,6 +10,7 @@ import pytest
 from stager.core.errors import RemoteError, StagerError, UsageError
 from stager.core.source import Source
 from stager.hub.opening import HubOptions, open_hub
+from stager.net.route import Origin, Route
 from tests.hublab.faults import Fault
 from tests.hublab.fixtures import HubLab
 
@@ -77,9 +78,10 @@ def test_a_token_that_no_header_can_carry(
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks5h://user:secret@127.0.0.1:1"])
 def test_a_socks_proxy(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # is not the one that is meant
     error = failure(f"{scheme}://o/public")
     assert isinstance(error, UsageError), error
-    assert "all_proxy names a SOCKS proxy" in error.message
+    assert f"{scheme}://o/public: all_proxy names a SOCKS proxy" in error.message
     assert "like http://proxy:3128" in (error.hint or "")
     assert "secret" not in f"{error.message} {error.hint}"
 
@@ -91,6 +93,14 @@ def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, scheme:
     error = failure(f"{scheme}://o/public")
     assert isinstance(error, UsageError), error
     assert ENDPOINTS[scheme] in f"{error.message} {error.hint}"
+
+
+@both
+def test_a_proxy_of_no_known_kind(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("http_proxy", "ftp://127.0.0.1:1")
+    error = failure(f"{scheme}://o/public")
+    assert isinstance(error, UsageError), error
+    assert "http_proxy" in f"{error.message} {error.hint}"
 
 
 @both
@@ -113,3 +123,12 @@ def test_an_answer_that_is_final_is_not_asked_for_again(hub: HubLab, scheme: str
     hub.faults.add(Fault("error", times=None, operation=operation, status=status))
     error = failure(f"{scheme}://o/public")
     assert f"the hub does not accept the request (HTTP {status}" in error.message
+
+
+@pytest.mark.parametrize(("name", "said"), [("ALL_PROXY", "all_proxy"), ("https_proxy", "https_proxy")])
+def test_a_proxy_of_another_kind_is_named_where_bytes_are_read_too(
+    monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    monkeypatch.setenv(name, "socks5://user:secret@127.0.0.1:1")
+    with pytest.raises(UsageError, match=f"{said} names a proxy that is not spoken to over http"):
+        Route().proxy(Origin.of("https://cdn.example"))

@@ -47,11 +47,11 @@ def unsent(exc: BaseException, subject: str, endpoint: str) -> UsageError | None
     `endpoint` names the variable that says where the hub is. Nothing of this heals when it is tried again.
     """
     name, text = type(exc).__name__, str(exc).lower()
-    proxies = " or ".join(sorted(_proxies())) or "http_proxy"
     if "socks" in text and name in ("InvalidSchema", "ImportError"):
-        return UsageError(f"{subject}: {proxies} names a SOCKS proxy, which is not spoken here", hint=_PROXY)
+        said = f"{_proxies('socks')} names a SOCKS proxy, which is not spoken here"
+        return UsageError(f"{subject}: {said}", hint=_PROXY)
     if name == "InvalidProxyURL" or ("proxy" in text and isinstance(exc, ValueError)):
-        return UsageError(f"{subject}: {proxies} names a proxy that cannot be used", hint=_PROXY)
+        return UsageError(f"{subject}: {_proxies()} names a proxy that cannot be used", hint=_PROXY)
     if name not in _UNSENT:
         return None
     what = "a header" if name in ("InvalidHeader", "LocalProtocolError") else "an address"
@@ -72,9 +72,11 @@ _UNSENT = {
 }
 
 
-def _proxies() -> list[str]:
-    """The names of the variables by which the environment names proxies."""
-    return [f"{kind}_proxy" for kind in getproxies() if kind != "no"]
+def _proxies(beginning: str = "") -> str:
+    """The names of the variables by which the environment names proxies whose addresses begin so."""
+    known = {f"{kind}_proxy": text for kind, text in getproxies().items() if kind != "no"}
+    named = sorted(name for name, text in known.items() if text.lower().startswith(beginning))
+    return " or ".join(named) or "http_proxy"
 
 
 def _noted(exc: OSError, endpoint: str) -> OSError:

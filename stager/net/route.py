@@ -87,8 +87,10 @@ class Route:
         proxies = getproxies()
         if _in_networks(origin.host, proxies.get("no", "")):
             return None
-        text = proxies.get("https" if origin.https else "http") or proxies.get("all")
-        return _proxy(text) if text else None
+        kind = "https" if origin.https else "http"
+        kind = kind if proxies.get(kind) else "all"
+        text = proxies.get(kind)
+        return _proxy(text, f"{kind}_proxy") if text else None
 
     def open(self, origin: Origin, proxy: Proxy | None, hold: Hold) -> socket.socket:
         """A connected socket, over TLS for https, with the read timeout set. Raises OSError, `UsageError` for bad settings."""
@@ -217,7 +219,7 @@ def _netloc(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _proxy(text: str) -> Proxy:
+def _proxy(text: str, variable: str) -> Proxy:
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
         host, port = parts.hostname, parts.port
@@ -226,7 +228,7 @@ def _proxy(text: str) -> Proxy:
     if parts.scheme != "http" or not host:
         # The text may hold a password: it is not repeated.
         raise UsageError(
-            "the proxy in the environment is not one that is spoken to over http",
+            f"{variable} names a proxy that is not spoken to over http",
             hint="write it like http://proxy:3128",
         )
     authorization = None
