@@ -366,7 +366,7 @@ def test_parts_of_another_revision_are_not_taken_for_this_ones_after_two_kills(l
     fault = HubFault("hang", times=None, host="cdn", seconds=60)
     large.hub.faults.add(fault)
     second = large.start(*FEW)
-    until(lambda: large.manifest().get("strangers") and fault.fired, "the manifest of the second run")
+    until(lambda: large.manifest().get("begun") and fault.fired, "the manifest of the second run")
     kill(second)
     large.oss.remove(large.prefix + LEASE)
     large.hub.faults.clear()

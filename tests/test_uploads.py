@@ -32,7 +32,11 @@ def sorted_out(
     listed: Sequence[tuple[str, str]], *, state: str = UPDATING, begun: Sequence[Begun] = ()
 ) -> tuple[set[str], set[str], set[str], set[str]]:
     """The ids of uploads that are ours, kept, stale, and strangers; the pull is of `a` and `b`, the revision has `c` besides."""
-    promised = (*(hub_file(path).entry for path in "abc"), FileEntry("old", 9, SHA))
+    promised = (
+        *(hub_file(path).entry for path in "abc"),
+        FileEntry("old", 9, SHA),
+        FileEntry("brought", 9, SHA, 7),
+    )
     manifest = Manifest(SOURCE, REVISION, state, promised, strangers=("before",),
                         pending=("a", "b", "c", "old"), begun=tuple(begun))  # fmt: skip
     standing = Standing({}, manifest, resumable=frozenset({"a", "b"}))
@@ -44,9 +48,17 @@ def sorted_out(
 
 
 def test_what_was_begun_since_the_promise_is_an_earlier_pulls() -> None:
-    listed = [("a", "1"), ("a", "before"), ("b", "before"), ("c", "2"), ("old", "3"), ("unknown", "4")]
-    assert sorted_out(listed) == ({"1"}, {"2"}, {"3"}, {"before", "4"})
-    assert sorted_out(listed, state=COMPLETE) == (set(), set(), set(), {"1", "2", "3", "4", "before"})
+    listed = [
+        ("a", "1"),
+        ("a", "before"),
+        ("b", "before"),
+        ("c", "2"),
+        ("old", "3"),
+        ("unknown", "4"),
+        ("brought", "5"),
+    ]
+    assert sorted_out(listed) == ({"1"}, {"2"}, {"3"}, {"before", "4", "5"})
+    assert sorted_out(listed, state=COMPLETE) == (set(), set(), set(), {"1", "2", "3", "4", "5", "before"})
 
 
 def test_of_two_that_may_be_ours_none_is() -> None:
@@ -125,6 +137,17 @@ def test_what_was_begun_of_an_older_revision_is_told_until_mirror_aborts_it(kill
     killed.complete()
     assert left(killed, "--mirror") == []
     assert "begun" not in killed.manifest()
+
+
+def test_what_restart_would_do_is_what_it_does(killed: PullBed) -> None:
+    found = killed.pull("--json", "--dry-run").event("pull_forecast")
+    assert found["resumable"] == 2
+    for _ in ("begun", "complete"):
+        found = killed.pull("--json", "--dry-run", "--restart").event("pull_forecast")
+        assert (found["to_pull"], found["present"], found["resumable"]) == (found["total"], 0, 0)
+        assert found["verdict"] == "a run would begin"
+        done = killed.good("--restart")
+        assert (done["pulled"], done["resumed"]) == (done["total"], 0)
 
 
 def test_restart_leaves_none_behind(killed: PullBed) -> None:

@@ -74,7 +74,7 @@ class Manifest:
             files = tuple(_entry(item) for item in body["files"])
             origin = _origin(body.get("fetched"))
             unproven, strangers = _paths(body.get("unproven", [])), _texts(body.get("strangers", []))
-            source, revision, state = str(body["source"]), str(body["revision"]), str(body["state"])
+            source, revision, state = _texts([body[key] for key in ("source", "revision", "state")])
             pending = _paths(body["pending"]) if "pending" in body else _promises(state, files)
             former = _paths(body.get("former", []))
             begun = tuple(_begun(item) for item in body.get("begun", []))

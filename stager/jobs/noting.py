@@ -48,5 +48,5 @@ async def noted(
             yield
     except BaseException:
         with runtime.sheltered(FAREWELL_S), suppress(StagerError):
-            await runtime.in_thread("noting what is finished", note)
+            await runtime.in_thread("writing the manifest", note)
         raise
