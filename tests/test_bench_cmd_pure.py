@@ -17,6 +17,7 @@ from stager.core.bench_plan import (
     OFFSETS,
     SAFETENSORS,
     STORE_METHODS,
+    Sample,
     Trial,
     in_round,
     methods_for,
@@ -33,8 +34,11 @@ from stager.core.bench_table import seconds_text, table
 from stager.core.errors import UsageError
 from stager.core.formats import safetensors
 from stager.core.formats.source import Head
+from stager.core.location import Location
+from stager.core.select import selected
 from stager.core.units import MIB
-from stager.jobs.bench_ground import redacted
+from stager.jobs.bench_ground import StoreGround, redacted
+from stager.store.opening import StoreOptions
 
 seconds = st.floats(min_value=1e-4, max_value=1e5)
 REFERENCE = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
@@ -228,3 +232,37 @@ def test_mount_options_are_shown_without_secrets() -> None:
     assert shown.startswith("rw,user_id=0,")
     assert shown.endswith("kernel_cache")
     assert len(redacted("x" * 5000)) < 500
+
+
+@given(
+    st.text(st.sampled_from("ab/[]*?!-."), min_size=1, max_size=12),
+    st.text(st.sampled_from("ab[]*?!-."), min_size=1, max_size=12),
+)
+def test_a_sampled_object_is_named_to_fetch_and_no_other(name: str, other: str) -> None:
+    name = name.strip("/.") or "a"
+    ground = store_ground((name, 5), (other, 7)).sampled(Sample((0,)))
+    (glob,) = [word.removeprefix("--include=") for word in ground.words() if word.startswith("--include=")]
+    assert selected(name, [glob], [])
+    if "/" not in other and other != name:
+        assert not selected(other, [glob], [])
+    assert (ground.total, ground.storage.files) == (5, 1)
+
+
+def test_no_part_of_an_object_is_fetched() -> None:
+    ground = store_ground(("big", 100 * MIB)).sampled(sample([100 * MIB], 8 * MIB))
+    assert "--quick" in ground.why_not
+    assert not store_ground(("big", 1)).why_not
+
+
+def test_a_fetch_is_told_how_the_store_is_reached() -> None:
+    options = StoreOptions(endpoint="http://x", anonymous=True, source_ips=("10.0.0.1", "10.0.0.2"))
+    words = store_ground(("a", 1), options=options).words()
+    assert {"--endpoint=http://x", "--anonymous", "--source-ip=10.0.0.1,10.0.0.2", "--signature=v4"} <= set(
+        words
+    )
+
+
+def store_ground(*sizes: tuple[str, int], options: StoreOptions | None = None) -> StoreGround:
+    total = sum(size for _, size in sizes)
+    facts = storage(kind="store", files=len(sizes), of_files=len(sizes), bytes=total, of_bytes=total)
+    return StoreGround(facts, Location.parse("oss://bucket/r1"), options or StoreOptions(), sizes, "/dev/shm")
