@@ -624,6 +624,7 @@ def test_without_cache_the_pages_are_gone(bed: Bed, source: str) -> None:
     assert same_size
     assert resident(*weights) == 0
     assert bed.box.state == "released"
+    assert bed.box.ready("--accept", "released", bed.dir)
     same(bed.dir, source)
 
 

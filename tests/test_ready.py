@@ -11,7 +11,7 @@ import pytest
 
 from stager.jobs.ready import Question
 from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, Box, cold, until
+from tests.harness import MIB, STRANGER, Box, cold, until
 
 
 def why(box: Box, *words: str) -> str:
@@ -157,6 +157,62 @@ def test_every_state_needs_its_own_word(box: Box) -> None:
     alter(box, state="failed")
     assert why(box, "--accept", "partial,unverified,released")
     assert box.run("ready", "--accept", "failed").code == 2
+
+
+RELEASED = ("--accept", "partial,unverified,released")
+
+
+@pytest.mark.root
+def test_released_after_a_restart_is_what_it_was_at_the_first_time(box: Box) -> None:
+    """The gate's folder outlives the container: what the run before saw of the model must not close the gate again."""
+    folder, other = os.path.dirname(box.file("m/weights.data", MIB)), box.file("other/a.data", MIB)
+    box.open_marker_folder()
+    assert box.warm(folder, "--fail-open", uid=STRANGER).code == 0
+    files = box.read_marker()["files"]
+    assert files
+    os.chmod(folder, 0o700)
+    for seen in (files, []):
+        assert box.warm(folder, "--fail-open", uid=STRANGER).code == 0
+        marker = box.read_marker()
+        assert (marker["state"], marker["files"]) == ("released", seen), (
+            "whose pages they are is not forgotten"
+        )
+        for paths in ([], [folder], [os.path.join(folder, "weights.data")]):
+            done = box.run("ready", *RELEASED, *paths, uid=STRANGER)
+            assert (done.code, done.out) == (0, "ready (accepted: released)\n"), str(done)
+        assert "does not speak of" in why(box, *RELEASED, os.path.dirname(other))
+        assert why(box, *RELEASED, "--min-resident", "0%") == "the marker names no files"
+        os.unlink(box.marker)
+
+
+def test_released_speaks_of_what_its_own_run_was_asked(box: Box) -> None:
+    """The run before had another model: it is none of this marker's, though the same file."""
+    first, second = os.path.dirname(box.file("a/a.data", MIB)), box.path("gone")
+    assert box.warm(first, "--include", "*.data").code == 0
+    assert box.warm(second, "--fail-open").code == 0
+    assert (box.state, box.read_marker()["include"]) == ("released", [])
+    assert box.ready(*RELEASED, second)
+    os.symlink(second, box.path("link"))
+    assert box.ready(*RELEASED, box.path("link", "sub"))
+    assert "does not speak of" in why(box, *RELEASED, first)
+    alter(box, boot_id="00000000-0000-0000-0000-000000000000")
+    assert "rebooted" in why(box, *RELEASED)
+
+
+@pytest.mark.root
+def test_released_for_a_mount_that_hangs_is_told_without_asking_it(
+    box: Box, fuse_mount: MountFactory
+) -> None:
+    mount = fuse_mount(synthetic={"weights.data": MIB}, keep_cache="always", attr_timeout=0, entry_timeout=0)
+    assert box.warm(mount.path).code == 0
+    os.kill(mount.pid, 19)  # SIGSTOP
+    try:
+        assert box.warm(mount.path, "--fail-open", "--timeout", "500ms").code == 0
+        assert (box.state, len(box.read_marker()["files"])) == ("released", 1)
+        for paths in ((), (mount.path,), (f"{mount.path}/weights.data",)):
+            assert Question(box.marker, paths=paths, accept=frozenset({"released"})).ask().ready
+    finally:
+        os.kill(mount.pid, 18)
 
 
 @pytest.mark.root

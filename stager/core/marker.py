@@ -48,8 +48,9 @@ class WarmedFile:
 class ReadyMarker:
     """The content of the marker file; see the module's docstring. `resident` is None when it could not be known.
 
-    `asked` are the PATHs of the run, symlinks resolved, `include` and `exclude` its globs: the whole of what the marker speaks
-    of. `paths` are the mounts.
+    `asked` are the PATHs of the run, symlinks resolved (as they were spelled where the run never got to look at them), `include`
+    and `exclude` its globs: the whole of what the marker speaks of. `paths` are the mounts, none before they were looked at. Then,
+    in ``failed`` and ``released``, `files` may be those of an earlier run: a memory of whose pages are in the cache, no claim.
     """
 
     state: MarkerState

@@ -84,6 +84,7 @@ class Fetch:
         """Fetch, then warm; the exit code. Raises `StagerError` when the files are not all there in the end."""
         _refuse_nonsense(self._options)
         await runtime.in_thread(f"reading {shown(self._options.warm.marker)}", self._gate.load)
+        self._gate.asks(Selection(paths=(self._options.folder,)))
         self._gate.withdraw("a fetch is under way")
         notify.sd_notify(status="fetching")
         try:

@@ -53,6 +53,20 @@ class Gate:
         """Where the marker is; empty when it cannot be written."""
         return self.path if self._usable else ""
 
+    def asks(self, asked: Selection) -> None:
+        """From now on the marker speaks of what is `asked`, and of no mount before `surveyed`.
+
+        Who the files warmed before were stays in it: a later run tells by that whose pages are in the cache. Touches no mount.
+        """
+        self._last = replace(
+            self._last,
+            paths=(),
+            asked=tuple(_spelled(path) for path in asked.paths),
+            include=asked.include,
+            exclude=asked.exclude,
+            digest="",
+        )
+
     def withdraw(self, reason: str) -> None:
         """Say `failed`. What is known of files and mounts stays in it: their pages are still in the cache."""
         if self._loaded:
@@ -104,6 +118,14 @@ class Gate:
             self._usable = False
             message = f"no ready marker: {error.message}"
             self._reporter.emit(Note("warning", "marker_unwritable", message, error.hint))
+
+
+def _spelled(path: str) -> str:
+    """`path` made absolute by its letters alone: looking a link up may hang."""
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the working folder is gone, and so is what lay in it
+        return path
 
 
 def _files(survey: Survey, before: dict[str, WarmedFile]) -> tuple[WarmedFile, ...]:

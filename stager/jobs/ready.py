@@ -34,7 +34,8 @@ class Question:
     """What the marker at `marker` is worth, asked as often as one likes.
 
     `accept` widens the states that count beside ``ready``; `paths` must all be covered by the marker; `min_resident` (0..1) is
-    held against what is resident now, on this node, counted exactly or not at all.
+    held against what is resident now, on this node, counted exactly or not at all. Without it only a reboot speaks against
+    ``released``, for that promises nothing of any file.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ def _objection(
     if found.state is not MarkerState.READY and found.state.value not in accept:
         because = f": {found.reason}" if found.reason else ""
         return f"the marker says `{found.state.value}`{because}"
+    if found.state is MarkerState.RELEASED and min_resident is None:
+        return _against_released(found, paths)
     if (why := marker_file.contradiction(found)) is not None:
         return why
     for path in paths:
@@ -102,6 +105,25 @@ def _objection(
     if min_resident is None and not (claims_pages and _remount_is_possible(found)):
         return None
     return _too_little(found, min_resident)
+
+
+def _against_released(found: ReadyMarker, paths: tuple[str, ...]) -> str | None:
+    """`released` claims nothing of any page, and may stand for a model that cannot be read or hangs: no file is looked at."""
+    if (why := marker_file.reboot(found)) is not None:
+        return why
+    for path in paths:
+        # As it is spelled first: to follow links is to ask the mount.
+        if not (_below(os.path.abspath(path), found.asked) or _really_below(path, found.asked)):
+            return f"the marker does not speak of `{shown(path)}`"
+    return None
+
+
+def _below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _really_below(path: str, roots: tuple[str, ...]) -> bool:
+    return _below(os.path.realpath(path), tuple(os.path.realpath(root) for root in roots))
 
 
 def _covers(found: ReadyMarker, real: str) -> bool:

@@ -85,6 +85,7 @@ class Warm:
     async def run(self) -> int:
         """Warm; the exit code. Raises `StagerError` for usage errors and a named marker that cannot be written."""
         await runtime.in_thread(f"reading {shown(self._options.marker)}", self._gate.load)
+        self._gate.asks(self._options.selection)
         self._gate.withdraw("a warm run is under way")
         notify.sd_notify(status="warming")
         try:

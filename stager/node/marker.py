@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from stager.core.errors import LocalIOError, StagerError, from_oserror
 from stager.core.marker import ReadyMarker
-from stager.core.outcome import MarkerState
 from stager.core.units import shown
 from stager.node import mounts
 from stager.node.replacing import replace
@@ -66,18 +65,23 @@ def _content(path: str) -> bytes:
         return file.read(_MOST)
 
 
+def reboot(marker: ReadyMarker) -> str | None:
+    """What speaks against `marker` being of this boot, in one phrase; None when it is."""
+    now = boot_id()
+    if not now or not marker.boot_id:
+        return "whether the node has rebooted since cannot be known"
+    return "the node has rebooted since" if marker.boot_id != now else None
+
+
 def contradiction(marker: ReadyMarker) -> str | None:
     """What on this node speaks against `marker` now, in one phrase; None when nothing does.
 
     A reboot, a PATH that is gone or lies on another mount than then, a FUSE daemon that is gone, a file that is gone or
     is no longer the same. Only looks up names: nothing is opened. A daemon that hangs makes this hang: callers bound it.
     """
-    now = boot_id()
-    if not now or not marker.boot_id:
-        return "whether the node has rebooted since cannot be known"
-    if marker.boot_id != now:
-        return "the node has rebooted since"
-    if marker.state is not MarkerState.RELEASED and not (marker.files and marker.paths):
+    if (why := reboot(marker)) is not None:
+        return why
+    if not (marker.files and marker.paths):
         return "the marker names no files"
     for path in marker.paths:
         if (why := _mount_changed(path)) is not None:
