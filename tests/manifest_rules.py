@@ -130,6 +130,8 @@ def memory(docs: list[Doc]) -> list[str]:
             if context.info_name not in ("warm", "fetch") or limits[name] is None:
                 continue
             told = [e["valueFrom"]["resourceFieldRef"] for e in container.get("env", []) if e["name"] == "STAGER_LIMIT" and "valueFrom" in e]  # fmt: skip
+            if (context.params.get("reserve") or 0) >= quantity(limits["engine"] or "1E"):
+                bad.append(f"{pod.where}: {name} reserves all that there is, so nothing is ever warm")
             if told != [{"containerName": "engine", "resource": "limits.memory"}]:
                 bad.append(f"{pod.where}: {name} has a limit and is not told the engine's")
             elif limits["engine"] is None or quantity(limits[name]) < quantity(limits["engine"]):

@@ -20,7 +20,7 @@ import yaml
 from kubernetes_validate.utils import all_versions
 
 import stager
-from tests import manifest_rules, manifests
+from tests import manifest_nodes, manifest_rules, manifests
 from tests.harness import ROOT
 from tests.manifests import Doc, pods, understood, words
 
@@ -30,7 +30,8 @@ VERSIONS = ("1.29", "1.33", all_versions()[-1])
 CHECKS: tuple[Callable[[list[Doc]], list[str]], ...] = (
     manifests.labels, manifests.images, manifests.quantities, manifests.enums, manifests.pod_settings, manifests.security,
     manifests.mounts, manifest_rules.arguments, manifest_rules.gates, manifest_rules.probes, manifest_rules.memory,
-    manifest_rules.policies, manifest_rules.references, manifest_rules.selectors,
+    manifest_rules.policies, manifest_rules.references, manifest_rules.selectors, manifest_nodes.volumes, manifest_nodes.folders,
+    manifest_nodes.credentials, manifest_nodes.rollouts, manifest_nodes.starts, manifest_nodes.nodes,
 )  # fmt: skip
 EXAMPLES = {
     "pull", "pull-rrsa", "vllm-oss", "sglang-oss", "llama-cpp-oss", "vllm-nas", "vllm-nvme", "vllm-hugepage-tmpfs", "vllm-run",
@@ -78,6 +79,11 @@ def _spec(docs: list[Doc]) -> Doc:
 def _word(docs: list[Doc], name: str, old: str, new: str | None) -> None:
     args = _container(docs, name)["args"]
     args[args.index(old) : args.index(old) + 1] = [new] if new else []
+
+
+def _csi(docs: list[Doc]) -> Doc:
+    csi: Doc = _kind(docs, "PersistentVolume")["spec"]["csi"]
+    return csi
 
 
 def _rule(docs: list[Doc]) -> Doc:
@@ -139,6 +145,7 @@ BREAKS: list[tuple[str, str, Callable[[list[Doc]], Any], str]] = [  # the check,
     ("memory", "vllm-nas", lambda d: _container(d, "warm")["resources"]["limits"].update(memory="8Gi"), "lower limit"),
     ("memory", "vllm-nas", lambda d: _container(d, "engine")["resources"]["limits"].pop("cpu"), "Guaranteed"),
     ("memory", "easyrec-pytorch", lambda d: _container(d, "fetch")["env"].pop(1), "not told"),
+    ("memory", "vllm-nas", lambda d: _container(d, "warm")["env"][1].update(value="240GiB"), "reserves all"),
     ("policies", "pull", lambda d: _rule(d)["values"].remove(4), "ends on"),
     ("policies", "pull", lambda d: _rule(d)["values"].append(10), "ends on"),
     ("policies", "pull", lambda d: _rule(d).update(containerName="stager"), "never matches"),
@@ -163,6 +170,35 @@ BREAKS: list[tuple[str, str, Callable[[list[Doc]], Any], str]] = [  # the check,
     ("selectors", "sglang-oss", lambda d: _container(d, "warm")["ports"][0].update(name="prom"), "no port"),
     ("selectors", "warm-nodes", lambda d: [p.spec.pop("affinity", None) for p in pods(d)], "on one node"),
     ("selectors", "warm-nodes", lambda d: _kind(d, "Job")["spec"].update(parallelism=2), "at once"),
+    ("volumes", "vllm-oss", lambda d: _csi(d).update(driver="ossplugin.csi.alibaba.com"), "no CSI driver"),
+    ("volumes", "vllm-oss", lambda d: _csi(d)["volumeAttributes"].update(fuseType="ossfs"), "mounted by ossfs"),
+    ("volumes", "vllm-oss", lambda d: _csi(d)["volumeAttributes"].pop("fuseType"), "not those of the driver"),
+    ("volumes", "vllm-oss", lambda d: _csi(d)["volumeAttributes"].update(endpoint="x"), "not those of the driver"),
+    ("volumes", "vllm-oss", lambda d: _csi(d)["volumeAttributes"].update(otherOpts="-o uid=65532"), "do not belong"),
+    ("volumes", "vllm-oss", lambda d: _csi(d)["volumeAttributes"].update(otherOpts="-o uid=65532 -o gid=65532 -o umask=022"), "refuses"),
+    ("volumes", "vllm-oss", lambda d: _csi(d)["volumeAttributes"].update(otherOpts="uid=65532,gid=65532"), "not a list"),
+    ("volumes", "vllm-oss", lambda d: _csi(d).pop("nodePublishSecretRef"), "no Secret"),
+    ("volumes", "vllm-oss", lambda d: _kind(d, "PersistentVolume")["spec"].update(mountOptions=["ro"]), "ignores"),
+    ("volumes", "vllm-nas", lambda d: _kind(d, "PersistentVolume")["spec"].pop("mountOptions"), "NAS asks for"),
+    ("folders", "vllm-nvme", lambda d: _container(d, "own-models")["command"].__setitem__(1, "0:0"), "65532:65532"),
+    ("folders", "vllm-nvme", lambda d: _container(d, "own-models")["command"].__setitem__(2, "/model"), "/models"),
+    ("folders", "vllm-nvme", lambda d: _spec(d)["initContainers"].reverse(), "before fetch"),
+    ("folders", "vllm-nvme", lambda d: _spec(d)["initContainers"].remove(_container(d, "own-models")), "before fetch"),
+    ("folders", "vllm-hugepage-tmpfs", lambda d: _container(d, "mount")["command"].__setitem__(2, "mount -t tmpfs models /mnt"), "huge=always"),
+    ("credentials", "vllm-nvme", lambda d: _container(d, "fetch")["env"].append({"name": "OSS_ACCESS_KEY_ID", "value": "x"}), "keys besides"),
+    ("credentials", "vllm-nvme", lambda d: pods(d)[0].meta["labels"].pop("pod-identity.alibabacloud.com/injection"), "label"),
+    ("rollouts", "vllm-oss", lambda d: _kind(d, "Deployment")["spec"].pop("progressDeadlineSeconds"), "600, but up to 3600"),
+    ("rollouts", "vllm-nvme", lambda d: _kind(d, "Deployment")["spec"].update(progressDeadlineSeconds=4199), "4200 s are normal"),
+    ("rollouts", "sglang-oss", lambda d: _kind(d, "Deployment")["spec"].update(progressDeadlineSeconds=3600), "3750 s are normal"),
+    ("rollouts", "vllm-run", lambda d: _container(d, "engine")["startupProbe"].update(failureThreshold=180), "wait for warming"),
+    ("starts", "sglang-oss", lambda d: _container(d, "warm").pop("restartPolicy"), "no sidecar"),
+    ("starts", "sglang-oss", lambda d: _container(d, "warm")["startupProbe"].update(timeoutSeconds=1), "less than 5 s"),
+    ("nodes", "warm-nodes", lambda d: [_word(d, "warm", "--hold", None), _word(d, "warm", "60s", None)], "makes room"),
+    ("nodes", "warm-nodes", lambda d: _word(d, "warm", "60s", "5s"), "makes room"),
+    ("nodes", "warm-nodes", lambda d: d.remove(_kind(d, "DaemonSet")), "nobody holds"),
+    ("nodes", "warm-nodes", lambda d: pods(d)[0].spec["volumes"][0]["persistentVolumeClaim"].update(claimName="other"), "nobody holds"),
+    ("nodes", "warm-nodes", lambda d: pods(d)[0].spec.update(nodeSelector={"stager-pool": "cpu"}), "nodeSelector"),
+    ("nodes", "warm-nodes", lambda d: pods(d)[0].spec.pop("tolerations"), "tolerations"),
 ]  # fmt: skip
 
 
@@ -184,6 +220,73 @@ def _check(name: str) -> Callable[[list[Doc]], list[str]]:
 
 def test_every_check_has_been_seen_to_fail() -> None:
     assert {b[0] for b in BREAKS} == {"schema", *(check.__name__ for check in CHECKS)}
+
+
+# --- Files side by side -----------------------------------------------------------------------------------------------
+
+
+def _files() -> dict[str, list[Doc]]:
+    return {path.stem: load(path) for path in RENDERED}
+
+
+def test_files_do_not_take_each_others_names() -> None:
+    assert manifest_nodes.collisions(_files()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda f: _kind(f["vllm-nas"], "PersistentVolumeClaim")["metadata"].update(name="models-vllm-oss"), "another than"),
+        (lambda f: _kind(f["warm-nodes"], "PersistentVolume")["spec"]["csi"]["volumeAttributes"].update(path="/m"), "another than"),
+        (lambda f: _csi(f["vllm-nas"]).update(volumeHandle="models-vllm-oss"), "handle models-vllm-oss"),
+        (lambda f: _kind(f["sglang-oss"], "PersistentVolumeClaim")["spec"].update(volumeName="models-vllm-oss"), "claim of"),
+    ],
+)  # fmt: skip
+def test_a_name_for_two_things_is_seen(
+    damage: Callable[[dict[str, list[Doc]]], None], complaint: str
+) -> None:
+    files = _files()
+    damage(files)
+    found = manifest_nodes.collisions(files)
+    assert [line for line in found if complaint in line], found
+
+
+def test_engines_find_what_warm_nodes_warmed() -> None:
+    """The same PV, so the same mount on a node, so the same pages."""
+    files = _files()
+    mounted = [
+        {v["persistentVolumeClaim"]["claimName"] for v in pod.spec["volumes"] if "persistentVolumeClaim" in v}
+        for name in ("vllm-oss", "warm-nodes")
+        for pod in pods(files[name])
+    ]
+    assert mounted == [{"models-vllm-oss"}] * 3
+    assert _kind(files["vllm-oss"], "PersistentVolume") in files["warm-nodes"]
+
+
+def test_a_second_model_beside_the_first(tmp_path: Path) -> None:
+    """The two lines that vllm-oss/kustomization.yaml has in a comment make a copy that touches nothing of the first."""
+    kustomize = _kustomize()
+    copied = tmp_path / "k8s"
+    for part in ("engines", "components", "examples"):
+        shutil.copytree(K8S / part, copied / part)
+    lines = copied / "examples/vllm-oss/kustomization.yaml"
+    lines.write_text(re.sub(r"^# (nameSuffix|labels): ", r"\1: ", lines.read_text(), flags=re.M))
+    made = subprocess.run([*kustomize, str(lines.parent)], capture_output=True, text=True, check=True).stdout
+    first, second = load(K8S / "rendered/vllm-oss.yaml"), [d for d in yaml.safe_load_all(made) if d]
+    assert {manifests.name_of(d) for d in first}.isdisjoint(manifests.name_of(d) for d in second)
+    assert manifest_nodes.collisions({"first": first, "second": second}) == []
+    assert [line for check in CHECKS for line in check(second)] == []
+    for mine, theirs in ((first, second), (second, first)):
+        chosen = _kind(mine, "Service")["spec"]["selector"]
+        assert chosen.items() <= pods(mine)[0].meta["labels"].items()
+        assert not chosen.items() <= pods(theirs)[0].meta["labels"].items()
+
+
+def _kustomize() -> list[str]:
+    for command in (["kustomize", "build"], ["kubectl", "kustomize"]):
+        if shutil.which(command[0]):
+            return command
+    pytest.skip("neither kustomize nor kubectl is installed")
 
 
 # --- Current, and what is not a manifest ------------------------------------------------------------------------------
