@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,7 +26,9 @@ from stager.core.bench_plan import METHODS, parse_loaders, parse_methods
 from stager.core.errors import AnswerNo, UsageError
 from stager.core.location import Location, is_remote, told
 from stager.jobs.options import Selection
-from stager.store.opening import StoreOptions
+
+if TYPE_CHECKING:
+    from stager.jobs.bench import BenchOptions
 
 _QUICK_LOADERS = (1, 4)
 
@@ -49,26 +52,7 @@ _QUICK_LOADERS = (1, 4)
 @with_store_options
 @with_marker
 @with_output
-def command(
-    paths: tuple[str, ...],
-    methods: tuple[str, ...],
-    loaders: tuple[int, ...],
-    rounds: int,
-    to: str | None,
-    python: str,
-    into: str | None,
-    report: str | None,
-    timeout: float | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    store: StoreOptions,
-    marker: str,
-    *,
-    quick: bool,
-    per_file: bool,
-    yes: bool,
-    output: Output,
-) -> int:
+def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) -> int:
     """Measure how fast a storage loads a model: cold and again, by several ways, with several loaders at once.
 
     PATH is a folder or file on any mount, or oss://BUCKET/PREFIX. Before each cold run the files are evicted and proven to
@@ -80,30 +64,43 @@ def command(
       stager bench /mnt/nas/r1 /mnt/oss/r1 oss://bucket/models/r1 --report bench-r1
       stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
     """
-    from stager.jobs.bench import Bench, BenchOptions
+    from stager.jobs.bench import Bench
 
     for path in paths:
         if is_remote(path):
             Location.parse(path)
+    options = _options(paths, **given)
     if not yes:
         _ask([path for path in paths if not is_remote(path)])
-    options = BenchOptions(
+    return conduct(output, lambda reporter: Bench(options, reporter))
+
+
+def _options(
+    paths: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    *,
+    quick: bool,
+    loaders: tuple[int, ...],
+    rounds: int,
+    to: str | None,
+    into: str | None,
+    **rest: Any,
+) -> BenchOptions:
+    """What the user asked for; a quick benchmark does less of what was left open."""
+    from stager.jobs.bench import BenchOptions
+
+    words = [told(word) if is_remote(word) else word for word in sys.argv[1:]]
+    return BenchOptions(
         selection=Selection(paths=paths, include=include, exclude=exclude),
-        store=store,
-        methods=methods,
         loaders=loaders if was_given("loaders") or not quick else _QUICK_LOADERS,
         rounds=rounds if was_given("rounds") or not quick else 1,
         quick=quick,
-        per_file=per_file,
         to=to or "",
-        python=python,
         into=os.path.abspath(into) if into else None,
-        report=report,
-        timeout=timeout,
-        marker=marker,
-        command=shlex.join(["stager", *(told(word) if is_remote(word) else word for word in sys.argv[1:])]),
+        command=shlex.join(["stager", *words]),
+        **rest,
     )
-    return conduct(output, lambda reporter: Bench(options, reporter))
 
 
 def _ask(paths: list[str]) -> None:
