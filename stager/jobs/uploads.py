@@ -119,7 +119,8 @@ async def end(store: Store, stale: Sequence[Begun], reporter: Reporter, *, mirro
     else:
         why, hint = "stay: their parts cost storage", "`--mirror` aborts them"
     if stale:
-        what = f"{count(len(stale), 'unfinished upload')} of what is not in this revision, first of {shown(stale[0].path)}"
+        number = count(len(stale), "unfinished upload")
+        what = f"{number} of earlier pulls that nothing goes on with, first of {shown(stale[0].path)}"
         reporter.emit(Note("warning", "uploads_left", f"{what}, {why}", hint))
     return tuple(stale)
 
