@@ -10,12 +10,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from stager.core.errors import StagerError
-from stager.engine.exposition import MetricsFile, MetricsServer, _Handler
+from stager.engine.exposition import MetricsFile, MetricsServer, _Server
 from tests.harness import MIB, Box, Running, cold, environment, until
 from tests.test_metrics import Samples, read, value
 
@@ -251,7 +252,7 @@ def gone(clients: list[socket.socket]) -> int:
 def test_no_more_than_a_few_clients_at_once(
     server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Handler, "timeout", 3600)
+    monkeypatch.setattr(_Server, "patience", 3600)
     clients = connect(server(lambda: "x 1\n"), 40)
     until(lambda: gone(clients) == 40 - 16, "an end for those that are too many")
     for one in clients:
@@ -261,14 +262,67 @@ def test_no_more_than_a_few_clients_at_once(
 def test_a_client_that_says_nothing_is_let_go(
     server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 1 < _Handler.timeout < 60
-    monkeypatch.setattr(_Handler, "timeout", 0.3)
+    assert 1 < _Server.patience < 60
+    monkeypatch.setattr(_Server, "patience", 0.3)
     url = server(lambda: "x 1\n")
     clients = connect(url, 16)
     until(lambda: gone(clients) == 16, "an end for all")
     assert ask(url)[1] == "x 1\n"
     for one in clients:
         one.close()
+
+
+def test_clients_that_say_a_byte_now_and_then_shut_nobody_out(
+    server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Server, "patience", 0.5)
+    url = server(lambda: "x 1\n")
+    clients = connect(url, 16)
+
+    def said_one_more() -> bool:
+        for client in clients:
+            with suppress(OSError):
+                client.sendall(b"G")
+        return gone(clients) == 16
+
+    until(said_one_more, "an end for all")
+    assert ask(url)[1] == "x 1\n"
+    for one in clients:
+        one.close()
+
+
+def test_a_client_that_takes_no_answer_is_let_go(
+    server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Server, "patience", 0.5)
+    answers = ["x 1\n"] + ["x" * (32 * MIB)] * 16
+    url = server(lambda: answers.pop())
+    clients = connect(url, 16)
+    for client in clients:
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+
+    def answered() -> bool:
+        try:
+            return ask(url)[1] == "x 1\n"
+        except (OSError, http.client.HTTPException):
+            return False
+
+    until(answered, "a place")
+    for one in clients:
+        one.close()
+
+
+def test_an_answer_may_take_longer_than_a_client(
+    server: Callable[[Callable[[], str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount that hangs holds up /ready for as long as its own patience lasts."""
+    monkeypatch.setattr(_Server, "patience", 0.3)
+
+    def slow() -> str:
+        time.sleep(1)
+        return "x 1\n"
+
+    assert ask(server(slow))[1] == "x 1\n"
 
 
 def test_it_can_be_asked_by_ipv6() -> None:

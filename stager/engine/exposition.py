@@ -6,7 +6,9 @@ import errno
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +20,7 @@ from stager.node.replacing import replace
 
 INTERVAL = 15.0  # seconds between two writes of the file
 _PATIENCE = 0.5  # seconds for the last write; a stopped run must have exited after 2
-_REQUEST_S = 5.0  # seconds for a client to say what it wants, and to take the answer
+_REQUEST_S = 5.0  # seconds for a client to say what it wants, and as many to take the answer
 _CLIENTS = 16  # at once; a scraper needs one
 
 Render = Callable[[], str]
@@ -142,21 +144,28 @@ def _unbound(address: tuple[str, int], exc: OSError) -> StagerError:
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """One daemon thread a client, and no more than `_CLIENTS` of them."""
+    """One daemon thread a client, and no more than `_CLIENTS` of them, none of which may take its time.
+
+    A deadline for each read would be none: a byte now and then keeps a place for ever.
+    """
 
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 16
+    patience = _REQUEST_S
 
     def __init__(self, address: tuple[str, int], render: Render, ready: Ready) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.render, self.ready = render, ready
         self._places = threading.BoundedSemaphore(_CLIENTS)
+        self._ends: dict[Any, float] = {}
+        self._ending = threading.Lock()  # a socket that is closed meanwhile may be another one by now
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """One more client, or one too many."""
         if self._places.acquire(blocking=False):
+            self.expect(request)
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -168,15 +177,39 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         finally:
             self._places.release()
 
+    def expect(self, request: Any) -> None:
+        """It is the client's turn on the socket `request`: it has so many seconds from now."""
+        with self._ending:
+            self._ends[request] = time.monotonic() + self.patience
+
+    def heard(self, request: Any) -> None:
+        """It is our turn: an answer takes as long as it takes."""
+        with self._ending:
+            self._ends.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Ten times a second: an end for whom time has run out."""
+        now = time.monotonic()
+        with self._ending:
+            for request in [one for one, end in self._ends.items() if end < now]:
+                del self._ends[request]
+                with suppress(OSError):  # gone by itself
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Done with it, answered or not."""
+        self.heard(request)
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nobody's business."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = _REQUEST_S  # of each read and write
 
     def do_GET(self) -> None:
+        self.server.heard(self.request)
         asked = urlsplit(self.path)
         if asked.path == "/metrics":
             self._answer(200, self.server.render(), CONTENT_TYPE)
@@ -194,6 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
         body = text.encode("utf-8", "backslashreplace")
+        self.server.expect(self.request)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
