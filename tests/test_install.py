@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stager.node import installed
-from tests.harness import ROOT, Box, environment
+from tests.harness import ROOT, Box, environment, mounted, until
 
 
 @pytest.fixture
@@ -51,28 +51,86 @@ def test_another_build_takes_its_place_in_one_step_and_leftovers_go(bundle: Path
     (bundle / "lib" / "word").write_text("another")
     assert installed.install(str(bundle), str(there))
     assert says(there) == "another"
-    assert len(os.listdir(there)) == 3
+    (before,) = {path.name for path in there.glob(".stager-*")} - {
+        os.readlink(there / "stager").split("/")[0]
+    }
+    assert (there / before / "lib" / "word").read_text() == "one", "somebody may run it still"
+    assert len(os.listdir(there)) == 4
     assert (there / "other").exists()
+    (bundle / "lib" / "word").write_text("the third one")
+    assert installed.install(str(bundle), str(there))
+    assert (len(os.listdir(there)), before in os.listdir(there), says(there)) == (4, False, "the third one")
+    assert not installed.install(str(bundle), str(there))
+    (before,) = (at for at in there.glob(".stager-*") if (at / "lib" / "word").read_text() == "another")
+    assert installed.install(str(before), str(there)), "from a copy that is no longer the last"
+    assert (len(os.listdir(there)), says(there)) == (5, "another"), (
+        "three copies: that one, the last, the new"
+    )
 
 
-def test_a_copy_that_fails_changes_nothing(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_at_once_leave_one_that_runs(box: Box, bundle: Path, tmp_path: Path) -> None:
+    """Two that hold their copies while a third has to wait: none takes away what another has just made."""
     there = tmp_path / "there"
-    installed.install(str(bundle), str(there))
-    before = sorted(os.listdir(there))
-    (bundle / "lib" / "word").write_text("another")
-    copy = shutil.copytree
+    for number in range(300):
+        (bundle / "lib" / f"{number}").write_text("x")
+    running = [box.start("install", str(there), env={"STAGER_BUNDLE": str(bundle)}) for _ in range(4)]
+    dones = [one.finish() for one in running]
+    assert [done.code for done in dones] == [0, 0, 0, 0], "\n".join(map(str, dones))
+    assert says(there) == "one"
+    assert sum("is there already" in done.out + done.err for done in dones) == 3
+    assert len(os.listdir(there)) == 2
 
-    def half(*args: object, **options: object) -> None:
-        copy(*args, **options)  # type: ignore[arg-type]
-        assert says(there) == "one", "the name must not move before all is there"
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copytree", half)
-    with pytest.raises(OSError, match="No space left"):
-        installed.install(str(bundle), str(there))
-    assert (sorted(os.listdir(there)), says(there)) == (before, "one")
+def test_it_waits_for_another_one(box: Box, bundle: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    (there / ".stager-under-way").mkdir(parents=True)
+    fd = os.open(there, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    running = box.start("install", str(there), env={"STAGER_BUNDLE": str(bundle)})
+    until(lambda: _waits_for_a_lock(running.pid), "a wait for the lock")
+    assert os.listdir(there) == [".stager-under-way"]
+    os.close(fd)
+    assert running.finish().code == 0
+    assert says(there) == "one"
+
+
+def _waits_for_a_lock(pid: int) -> bool:
+    return any(
+        line.split()[1:3] == ["->", "FLOCK"] and line.split()[5] == str(pid)
+        for line in Path("/proc/locks").read_text().splitlines()
+    )
+
+
+@pytest.mark.root
+def test_a_full_volume_is_one_line_and_changes_nothing(box: Box, bundle: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    setting = {"STAGER_BUNDLE": str(bundle)}
+    with mounted("tmpfs", "none", str(there), "size=128k"):
+        assert box.run("install", str(there), env=setting).code == 0
+        before = sorted(os.listdir(there))
+        for number in range(3):
+            (bundle / f"{number}").write_bytes(b"x" * 100_000)
+        done = box.run("install", str(there), env=setting)
+        assert (done.code, done.out) == (9, ""), str(done)
+        error, hint = done.err.splitlines()
+        assert error == f"error: cannot install into `{there}`: no space left on device (ENOSPC)"
+        assert hint.startswith("hint: the program takes 29")
+        assert (sorted(os.listdir(there)), says(there)) == (before, "one")
+
+
+def test_where_a_folder_has_the_programs_name(box: Box, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "there" / "stager").mkdir(parents=True)
+    done = box.run("install", str(tmp_path / "there"), env={"STAGER_BUNDLE": str(bundle)})
+    assert (done.code, f"`{tmp_path}/there/stager` is a folder" in done.err) == (9, True), str(done)
+    assert os.listdir(tmp_path / "there") == ["stager"]
+
+
+@pytest.mark.parametrize("name", ["", "lib"])
+def test_the_programs_own_folder_is_no_place_for_it(box: Box, bundle: Path, name: str) -> None:
+    done = box.run("install", str(bundle / name), env={"STAGER_BUNDLE": str(bundle)})
+    assert (done.code, "holds the program" in done.err) == (2, True), str(done)
+    assert sorted(os.listdir(bundle)) == ["lib", "stager"]
 
 
 def test_without_a_program_to_copy_the_error_names_the_place(box: Box, tmp_path: Path) -> None:
