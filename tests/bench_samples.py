@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from stager.core.bench_plan import LOADED
-from stager.core.bench_reports import (
+from stager.core.bench.plan import LOADED
+from stager.core.bench.reports import (
     BenchCell,
     BenchFile,
     BenchMachine,
@@ -14,7 +14,7 @@ from stager.core.bench_reports import (
     BenchStorage,
     BenchSummary,
 )
-from stager.core.bench_stats import make_cell
+from stager.core.bench.stats import make_cell
 
 GIB, MIB = 1 << 30, 1 << 20
 METHODS = (

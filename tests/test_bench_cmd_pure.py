@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stager.core.bench_plan import (
+from stager.core.bench.plan import (
     ALONE,
     LOADED,
     METHODS,
@@ -28,16 +28,16 @@ from stager.core.bench_plan import (
     spans_in_order,
     trials_of,
 )
-from stager.core.bench_reports import BenchRun, BenchStorage
-from stager.core.bench_stats import make_cell, runs_of, spread, times_as_fast
-from stager.core.bench_table import seconds_text, table
+from stager.core.bench.reports import BenchRun, BenchStorage
+from stager.core.bench.stats import make_cell, runs_of, spread, times_as_fast
+from stager.core.bench.table import seconds_text, table
 from stager.core.errors import UsageError
 from stager.core.formats import safetensors
 from stager.core.formats.source import Head
 from stager.core.location import Location
 from stager.core.select import selected
 from stager.core.units import MIB
-from stager.jobs.bench_ground import StoreGround, redacted
+from stager.jobs.bench.ground import StoreGround, redacted
 from stager.store.opening import StoreOptions
 
 seconds = st.floats(min_value=1e-4, max_value=1e5)

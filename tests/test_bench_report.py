@@ -22,11 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stager.core import bench_charts, bench_svg
-from stager.core.bench_reports import BenchResults, BenchRun
-from stager.core.bench_stats import make_cell, runs_of
+from stager.core.bench import charts as bench_charts
+from stager.core.bench import svg as bench_svg
+from stager.core.bench.reports import BenchResults, BenchRun
+from stager.core.bench.stats import make_cell, runs_of
 from stager.core.errors import LocalIOError, StagerError, UsageError
-from stager.jobs.bench_report import prepare_folder, write_report
+from stager.jobs.bench.report import prepare_folder, write_report
 from tests import bench_samples
 from tests.bench_page import Field, Grid, Page, markdown_tables
 from tests.harness import Box, files_below

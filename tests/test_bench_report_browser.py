@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stager.jobs.bench_report import write_report
+from stager.jobs.bench.report import write_report
 from tests import bench_samples
 
 CHROMIUM = shutil.which("chromium")

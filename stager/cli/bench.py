@@ -22,13 +22,13 @@ from stager.cli.options import (
     with_selection,
 )
 from stager.cli.store_options import with_store_options
-from stager.core.bench_plan import METHODS, parse_loaders, parse_methods
+from stager.core.bench.plan import METHODS, parse_loaders, parse_methods
 from stager.core.errors import AnswerNo, UsageError
 from stager.core.location import Location, is_remote, told
 from stager.jobs.options import Selection
 
 if TYPE_CHECKING:
-    from stager.jobs.bench import BenchOptions
+    from stager.jobs.bench.benchmark import BenchOptions
 
 _QUICK_LOADERS = (1, 4)
 
@@ -64,7 +64,7 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
       stager bench /mnt/nas/r1 /mnt/oss/r1 oss://bucket/models/r1 --report bench-r1
       stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
     """
-    from stager.jobs.bench import Bench
+    from stager.jobs.bench.benchmark import Bench
 
     for path in paths:
         if is_remote(path):
@@ -88,7 +88,7 @@ def _options(
     **rest: Any,
 ) -> BenchOptions:
     """What the user asked for; a quick benchmark does less of what was left open."""
-    from stager.jobs.bench import BenchOptions
+    from stager.jobs.bench.benchmark import BenchOptions
 
     words = [told(word) if is_remote(word) else word for word in sys.argv[1:]]
     return BenchOptions(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 
-from stager.core import bench_page_facts as facts
-from stager.core import bench_page_figures as figures
-from stager.core import bench_page_tables as tables
-from stager.core.bench_page_method import method
-from stager.core.bench_page_parts import (
+from stager.core.bench import page_facts as facts
+from stager.core.bench import page_figures as figures
+from stager.core.bench import page_tables as tables
+from stager.core.bench.page_method import method
+from stager.core.bench.page_parts import (
     Block,
     Bullets,
     Figure,
@@ -21,10 +21,10 @@ from stager.core.bench_page_parts import (
     blocks_as_markdown,
     escaped_lines,
 )
-from stager.core.bench_page_style import STYLE
-from stager.core.bench_page_tables import LOADS, Results
-from stager.core.bench_reports import COLD, BenchResults, BenchRun, BenchStorage
-from stager.core.bench_svg import escaped, seconds_text
+from stager.core.bench.page_style import STYLE
+from stager.core.bench.page_tables import LOADS, Results
+from stager.core.bench.reports import COLD, BenchResults, BenchRun, BenchStorage
+from stager.core.bench.svg import escaped, seconds_text
 from stager.core.units import count, format_duration
 
 LINES = "results.jsonl"

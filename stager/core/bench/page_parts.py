@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stager.core.bench_svg import escaped
+from stager.core.bench.svg import escaped
 from stager.core.units import shown
 
 WIDE, NARROW = 760.0, 340.0  # widths that charts are drawn for; CSS shows one of the two

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from stager.core import bench_charts
-from stager.core.bench_charts import Row
-from stager.core.bench_page_parts import Figure
-from stager.core.bench_page_tables import LOADS, Results, moments
-from stager.core.bench_reports import COLD, WARM, BenchCell, BenchRun
-from stager.core.bench_svg import seconds_text, size_text
+from stager.core.bench import charts as bench_charts
+from stager.core.bench.charts import Row
+from stager.core.bench.page_parts import Figure
+from stager.core.bench.page_tables import LOADS, Results, moments
+from stager.core.bench.reports import COLD, WARM, BenchCell, BenchRun
+from stager.core.bench.svg import seconds_text, size_text
 from stager.core.units import count, shown
 
 _APART = 15  # times: slower storages than this would leave the others' bars without a visible length

@@ -7,17 +7,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.bench_plan import OFFSETS, READ, Sample
+from stager.core.bench.plan import OFFSETS, READ, Sample
 from stager.core.reports import EvictSummary
 from stager.core.units import MIB
 from stager.engine import runtime
-from stager.jobs.bench_children import ChildFailed
+from stager.jobs.bench.children import ChildFailed
 from stager.jobs.evict import evict
 
 if TYPE_CHECKING:
     from stager.core.events import Event, Progress
-    from stager.jobs.bench_ground import Ground, StoreGround
-    from stager.jobs.bench_methods import Methods
+    from stager.jobs.bench.ground import Ground, StoreGround
+    from stager.jobs.bench.methods import Methods
 
 _FIRST = 8 * MIB
 _LONG_ENOUGH_S = 0.4  # then the rate is known well enough

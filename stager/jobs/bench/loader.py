@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
-from stager.core.bench_plan import READ, spans_in_order
+from stager.core.bench.plan import READ, spans_in_order
 from stager.core.formats import safetensors
 from stager.core.formats.source import Head, Shrunk, Unjudged
 from stager.core.units import MIB

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 
-from stager.core import bench_page
-from stager.core.bench_reports import BenchResults
+from stager.core.bench import page as bench_page
+from stager.core.bench.reports import BenchResults
 from stager.core.errors import UsageError, from_oserror
 from stager.core.units import shown
 

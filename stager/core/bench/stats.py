@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median, stdev
 
-from stager.core.bench_reports import BenchCell, BenchRun, Spread
+from stager.core.bench.reports import BenchCell, BenchRun, Spread
 
 
 def spread(values: Sequence[float]) -> Spread:

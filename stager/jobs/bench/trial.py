@@ -10,20 +10,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.bench_plan import FETCH_MMAP, NAMES, READ, repeats
-from stager.core.bench_reports import COLD, WARM, BenchRun
+from stager.core.bench.plan import FETCH_MMAP, NAMES, READ, repeats
+from stager.core.bench.reports import COLD, WARM, BenchRun
 from stager.core.units import format_size, shown
 from stager.engine import runtime
-from stager.jobs.bench_children import ChildFailed
-from stager.jobs.bench_ground import Ground, StoreGround, look_at, new_folder
-from stager.jobs.bench_methods import Took
+from stager.jobs.bench.children import ChildFailed
+from stager.jobs.bench.ground import Ground, StoreGround, look_at, new_folder
+from stager.jobs.bench.methods import Took
 from stager.jobs.options import Selection
 from stager.node import counters
 
 if TYPE_CHECKING:
-    from stager.core.bench_plan import Trial
-    from stager.core.bench_reports import BenchStorage
-    from stager.jobs.bench_methods import Methods
+    from stager.core.bench.plan import Trial
+    from stager.core.bench.reports import BenchStorage
+    from stager.jobs.bench.methods import Methods
 
 
 @dataclass(frozen=True, slots=True)

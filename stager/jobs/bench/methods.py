@@ -12,25 +12,25 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from stager.core.bench_plan import NAMES, RECIPE, SAFETENSORS, VMTOUCH, WARM_MMAP, WARMING
-from stager.core.bench_reports import BenchFile
+from stager.core.bench.plan import NAMES, RECIPE, SAFETENSORS, VMTOUCH, WARM_MMAP, WARMING
+from stager.core.bench.reports import BenchFile
 from stager.core.errors import UsageError
 from stager.core.units import format_size, shown
-from stager.jobs.bench_children import failure_of
+from stager.jobs.bench.children import failure_of
 from stager.node.frozen import is_frozen, worker_command
 
 if TYPE_CHECKING:
     from stager.core.model import LocalFile
-    from stager.jobs.bench_children import Children, Ended, Loaded
-    from stager.jobs.bench_ground import Ground, StoreGround
+    from stager.jobs.bench.children import Children, Ended, Loaded
+    from stager.jobs.bench.ground import Ground, StoreGround
 
-_LOADER = "stager.jobs.bench_loader"
+_LOADER = "stager.jobs.bench.loader"
 # As vendors publish it, but that the names come from a list: every method reads the same files. The second `cat` is theirs.
 _RECIPE = """xargs -0 -P16 -n1 sh -c 'cat "$0" && cat "$0"' >/dev/null"""
 _RECIPE_PART = """xargs -0 -P16 -n1 sh -c 'head -c {0} "$0" && head -c {0} "$0"' >/dev/null"""
 _FETCHED_WELL = ("resident", "unknown")
 
-# Runs under any interpreter that has torch and safetensors, so it knows nothing of stager; it speaks as `bench_loader` does.
+# Runs under any interpreter that has torch and safetensors, so it knows nothing of stager; it speaks as `loader` does.
 _SAFETENSORS = """
 import json, sys, time
 device = sys.argv[1]

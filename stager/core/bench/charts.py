@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median, quantiles
 
-from stager.core.bench_svg import SIZE, Canvas, clipped, number, seconds_text, ticks, width_of
+from stager.core.bench.svg import SIZE, Canvas, clipped, number, seconds_text, ticks, width_of
 from stager.core.units import GIB, KIB, MIB
 
 _HEAD = 26.0  # the legend

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from statistics import median
 
-from stager.core.bench_charts import rates
-from stager.core.bench_page_parts import Entry, Mono, Runs, Table
-from stager.core.bench_plan import FETCH, LOADED, READ, WARMING
-from stager.core.bench_reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
-from stager.core.bench_stats import times_as_fast
-from stager.core.bench_svg import seconds_text, size_text
+from stager.core.bench.charts import rates
+from stager.core.bench.page_parts import Entry, Mono, Runs, Table
+from stager.core.bench.plan import FETCH, LOADED, READ, WARMING
+from stager.core.bench.reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
+from stager.core.bench.stats import times_as_fast
+from stager.core.bench.svg import seconds_text, size_text
 
 LOADS = {True: "cold", False: "second"}  # what a state is called, by whether it is cold
 MOST_FILES = 40  # rows of a table of files

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.bench_reports import BenchStorage
+from stager.core.bench.reports import BenchStorage
 from stager.core.errors import from_oserror
 from stager.core.location import told
 from stager.core.model import Known
@@ -26,7 +26,7 @@ from stager.node.files import opened
 from stager.node.filesystems import Pattern
 
 if TYPE_CHECKING:
-    from stager.core.bench_plan import Sample
+    from stager.core.bench.plan import Sample
     from stager.core.location import Location
     from stager.core.model import LocalFile
     from stager.engine.report import Reporter

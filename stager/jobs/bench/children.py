@@ -90,7 +90,7 @@ class Children:
         *,
         until: float | None = None,
     ) -> Loaded:
-        """Have `count` processes of `argv`, which speak as ``bench_loader`` does, do `job` all at once.
+        """Have `count` processes of `argv`, which speak as ``loader`` does, do `job` all at once.
 
         Raises `ChildFailed` for one that fails and at the moment `until` (monotonic), `Closed`, ``OSError``.
         """

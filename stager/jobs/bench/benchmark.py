@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager import __version__
-from stager.core.bench_plan import (
+from stager.core.bench.plan import (
     QUICK_S,
     SAFETENSORS,
     Trial,
@@ -23,9 +23,9 @@ from stager.core.bench_plan import (
     sample,
     trials_of,
 )
-from stager.core.bench_reports import COLD, WARM, BenchCell, BenchMachine, BenchResults, BenchSummary
-from stager.core.bench_stats import make_cell, runs_of
-from stager.core.bench_table import table
+from stager.core.bench.reports import COLD, WARM, BenchCell, BenchMachine, BenchResults, BenchSummary
+from stager.core.bench.stats import make_cell, runs_of
+from stager.core.bench.table import table
 from stager.core.budget import Policy, admit, binding_text
 from stager.core.errors import AnswerNo, DeadlineExceeded, NotFound, ResourceRefused, UsageError
 from stager.core.events import Note
@@ -34,11 +34,11 @@ from stager.core.marker import DEFAULT_PATH
 from stager.core.model import LevelKind
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
-from stager.jobs.bench_children import Children
-from stager.jobs.bench_ground import Ground, StoreGround, look_at, look_at_store, new_folder
-from stager.jobs.bench_methods import Methods
-from stager.jobs.bench_probe import fetch_rate, give_back, rates
-from stager.jobs.bench_trial import Trials
+from stager.jobs.bench.children import Children
+from stager.jobs.bench.ground import Ground, StoreGround, look_at, look_at_store, new_folder
+from stager.jobs.bench.methods import Methods
+from stager.jobs.bench.probe import fetch_rate, give_back, rates
+from stager.jobs.bench.trial import Trials
 from stager.jobs.options import Selection
 from stager.node import reclaim
 from stager.node.memory import Gauge
@@ -307,13 +307,13 @@ class Bench:
         return 0
 
     async def _prepare(self, folder: str) -> None:
-        from stager.jobs.bench_report import prepare_folder
+        from stager.jobs.bench.report import prepare_folder
 
         mounts = [path for path in self._options.selection.paths if not is_remote(path)]
         await runtime.in_thread(f"writing {shown(folder)}", partial(prepare_folder, folder, mounts))
 
     async def _report(self, results: BenchResults, folder: str) -> None:
-        from stager.jobs.bench_report import write_report
+        from stager.jobs.bench.report import write_report
 
         await runtime.in_thread(f"writing {shown(folder)}", partial(write_report, results, folder))
 

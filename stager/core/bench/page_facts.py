@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stager.core.bench_page_parts import Entry, Mono, Runs, Table
-from stager.core.bench_page_tables import LOADS, Results
-from stager.core.bench_reports import COLD, BenchStorage
+from stager.core.bench.page_parts import Entry, Mono, Runs, Table
+from stager.core.bench.page_tables import LOADS, Results
+from stager.core.bench.reports import COLD, BenchStorage
 from stager.core.units import format_size
 
 

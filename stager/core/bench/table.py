@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stager.core.bench_plan import READ
-from stager.core.bench_reports import COLD, BenchCell, BenchStorage
-from stager.core.bench_stats import times_as_fast
+from stager.core.bench.plan import READ
+from stager.core.bench.reports import COLD, BenchCell, BenchStorage
+from stager.core.bench.stats import times_as_fast
 from stager.core.units import count, format_duration, format_size, shown
 
 _LOAD = {COLD: "cold"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
-from stager.core.bench_page_parts import Block, Bullets, Code, Heading, Mono, Prose
-from stager.core.bench_page_tables import Results
-from stager.core.bench_plan import (
+from stager.core.bench.page_parts import Block, Bullets, Code, Heading, Mono, Prose
+from stager.core.bench.page_tables import Results
+from stager.core.bench.plan import (
     FETCH,
     FETCH_MMAP,
     NAMES,
@@ -126,7 +126,7 @@ def _by_hand(path: str, used: list[str]) -> list[Block]:
             "A load by mapping is the process below. It takes the line of JSON on its stdin and begins when an empty line follows; its last line has the "
             "bytes and seconds of each file."
         ),
-        Code(("python -m stager.jobs.bench_loader", f'{{"how": "{OFFSETS}", "files": [["FILE", null]]}}')),
+        Code(("python -m stager.jobs.bench.loader", f'{{"how": "{OFFSETS}", "files": [["FILE", null]]}}')),
         "Or the same by stager bench:",
         Code((f"stager bench {name} --methods {OFFSETS},{NAMES} --loaders 1 --rounds 1 --json --yes",)),
         "Without stager, files are made cold one by one and counted by:",
