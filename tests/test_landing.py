@@ -15,7 +15,6 @@ from stager.core.events import Note
 from stager.engine import runtime
 from stager.jobs.landing import Landing
 from stager.jobs.lines import Pauses
-from stager.jobs.remains import unfinished
 from stager.jobs.transfer import Transfer
 from stager.jobs.transit import Transit
 from stager.store import directory_upload, mounted
@@ -51,7 +50,7 @@ def left_behind(store: DirectoryStore, parts: int) -> dict[str, str]:
 
 
 def listed(store: DirectoryStore) -> dict[str, str]:
-    return {one.name: one.upload_id for one in unfinished(store)}
+    return {one.name: one.upload_id for one in store.unfinished()}
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
