@@ -497,9 +497,9 @@ def test_an_upload_goes_on_where_another_process_left_it(place: Place, large: by
     assert place.get("a") == large
     if place.crc:
         assert made.crc64 == crc64(large)
-    # There is nothing to go on with any more, nor for another object.
+    # There is nothing to go on with any more, nor for another object: a whole file on a mount may be an older one.
     third = place.store.upload("a", len(large), resume=True)
-    assert [one.number for one in third.parts] == ([] if place.whole else [1, 2, 3])
+    assert third.parts == ()
     third.abort()
 
 

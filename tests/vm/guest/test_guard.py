@@ -157,7 +157,7 @@ def test_stops_when_a_sibling_grows(shards: list[str], pod: Callable[..., Group]
         "--reserve",
         "0",
         "--max-rate",
-        "20M",
+        "10M",  # twenty seconds: an emulated processor lets the sibling grow at half its rate
         "--json",
         "--marker",
         f"{folder}.json",
