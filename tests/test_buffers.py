@@ -120,6 +120,16 @@ def test_free_buffers_of_other_sizes_are_given_up_for_those_that_are_wanted(mapp
     assert (kept.capacity, large.capacity) == (GRAIN, 7 * GRAIN)
 
 
+def test_what_is_given_up_goes_at_once_though_its_last_borrower_still_knows_it(mapped: Mapped) -> None:
+    """As a lane does until its part is all done."""
+    buffers = Buffers(2 * GRAIN)
+    known = buffers.take(0, 2 * GRAIN, on)
+    buffers.give(known)
+    small = buffers.take(1, GRAIN, on)
+    assert (mapped.now, mapped.most) == (small.capacity, 2 * GRAIN)
+    del known
+
+
 def test_no_more_are_given_up_than_it_takes(mapped: Mapped) -> None:
     buffers = Buffers(8 * GRAIN)
     out = [buffers.take(turn, 2 * GRAIN, on) for turn in range(4)]

@@ -359,6 +359,12 @@ def test_the_timeout_ends_a_hung_run(box: Box, fuse_mount: MountFactory, phase: 
     assert name in done.err
 
 
+def asks_fuse(pid: int) -> bool:
+    """Whether a thread of the process waits for the daemon of a mount."""
+    stacks = Path(f"/proc/{pid}/task").glob("*/stack")
+    return any("fuse" in stack.read_text() for stack in stacks)
+
+
 @pytest.mark.root
 def test_a_hung_mount_point_ends_too(box: Box, fuse_mount: MountFactory) -> None:
     """Not even the folder can be looked at."""
@@ -367,7 +373,8 @@ def test_a_hung_mount_point_ends_too(box: Box, fuse_mount: MountFactory) -> None
     try:
         for verb in ("warm", "status"):
             running = box.start(verb, mount.path)
-            time.sleep(0.4)
+            until(lambda pid=running.pid: asks_fuse(pid), "a question to the mount")
+            time.sleep(0.1)
             done = running.stop(signal.SIGTERM, within=2.5)
             assert done.code == 143
             assert mount.path in done.err

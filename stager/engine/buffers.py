@@ -28,6 +28,12 @@ class Buffer:
         """Bytes of memory."""
         return len(self._memory)
 
+    def close(self) -> None:
+        """Give the memory back to the system now, not when the last frame that knows it ends. A slice of it that is still about keeps it."""
+        self.view.release()
+        with suppress(BufferError):
+            self._memory.close()
+
     def lent_anew(self, size: int) -> Buffer:
         """The same memory for somebody else, of whom `size` bytes are his."""
         return Buffer(self._memory, size)
@@ -76,7 +82,7 @@ class Buffers:
             return None
         for size in sorted(self._free):
             while self._free[size] and self._held + capacity > self._size:
-                self._free[size].pop()
+                self._free[size].pop().close()
                 self._held -= size
         self._held += capacity
         memory = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -97,6 +103,8 @@ class Buffers:
     def close(self) -> None:
         """Give all that is free back to the system; what is lent out goes when its borrower lets go of it."""
         with self._changed:
+            for buffer in (one for some in self._free.values() for one in some):
+                buffer.close()
             self._free.clear()
 
     def give(self, buffer: Buffer) -> None:
