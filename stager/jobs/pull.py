@@ -188,9 +188,9 @@ class Pull:
         await self._judgement.take(self._hub, self._snapshot, self._files, self._left_out)
 
     async def _look_at_dest(self, standing: Standing) -> None:
-        options, files = self._options, self._files
-        wanted = range(len(files)) if options.restart else standing.wanted
-        label, entries = f"looking at {shown(str(options.dest))}", [files[index].entry for index in wanted]
+        options = self._options
+        entries = [self._files[index].entry for index in standing.wanted]
+        label = f"looking at {shown(str(options.dest))}"
         await runtime.in_thread(label, partial(refuse_dest, options.dest))
         await runtime.in_thread(label, partial(refuse_pull, options, entries, standing.objects))
 
