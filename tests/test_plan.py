@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stager.core import plan as plan_module
+from stager.core.errors import UsageError
 from stager.core.estimate import lower_bound, sample_pages
-from stager.core.plan import PIECE, Candidate, Order, make_plan, wanted
+from stager.core.plan import (
+    LEAST_SPAN,
+    PIECE,
+    WHOLE,
+    Candidate,
+    Order,
+    make_plan,
+    parse_span,
+    span_text,
+    wanted,
+)
 
 
 @st.composite
@@ -132,6 +143,38 @@ def test_wanted_walks_over_exactly_the_holes(
 
 def test_a_piece_is_of_a_size_that_was_chosen() -> None:
     assert plan_module.PIECE == 128 << 20
+
+
+@given(
+    st.integers(0, 5000).flatmap(lambda size: st.tuples(st.just(size), stretches(size))), st.integers(1, 6000)
+)
+def test_pieces_that_were_asked_for_have_every_hole_once(
+    given_: tuple[int, tuple[tuple[int, int], ...]], piece: int
+) -> None:
+    """Between two multiples of the piece lies at most one span, which begins with a missing byte; no missing byte lies outside."""
+    size, holes = given_
+    spans = make_plan([Candidate(0, "a", size, holes, 0, piece=piece)], size).spans
+    missing = [at for offset, length in holes for at in range(offset, offset + length)]
+    assert [at for span in spans for at in range(span.offset, span.end) if at in set(missing)] == missing
+    assert {span.offset for span in spans} <= set(missing)
+    cells = [(span.offset // piece, (span.end - 1) // piece) for span in spans]
+    assert all(first == last for first, last in cells)
+    assert cells == sorted(set(cells))
+
+
+@given(st.integers(LEAST_SPAN, 1 << 50))
+def test_a_span_is_read_back_as_it_was_said(size: int) -> None:
+    assert parse_span(span_text(size)) == size
+    assert parse_span(span_text(WHOLE)) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("1023KiB", "less than 1 MiB"), ("0", "less than"), ("-1", "no span"), ("all", "no span")],
+)
+def test_a_span_that_cannot_be_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_span(text)
 
 
 # Estimates

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stager.core.outcome import MarkerState, Mode, Result, verdict
+from tests.fuselab.fixtures import MountFactory
 from tests.harness import MIB, STRANGER, V1_MEMORY, Box, Done, cold, files_below, resident, until
 
 MODES = {Mode.DEFAULT: (), Mode.FAIL_OPEN: ("--fail-open",), Mode.STRICT: ("--strict",)}
@@ -101,6 +102,28 @@ def test_lanes_and_rate_are_bounds(box: Box) -> None:
     assert done.summary["peak"] <= 2
     assert done.summary["seconds"] >= 0.8 * 24 / 24  # a tenth of a second of saved-up time comes on top
     assert done.all("progress"), "more than a second of reading shows progress"
+
+
+@pytest.mark.root
+def test_a_span_is_a_handle_and_nothing_is_split_further(box: Box, fuse_mount: MountFactory) -> None:
+    """A file of 12 MiB is opened twice more in pieces of 4 MiB than as a whole; in pieces that are longer than it, as a whole."""
+    mount = fuse_mount(synthetic={"a.data": 12 * MIB}, keep_cache="always", latency=1)
+    opens = {}
+    for span in ("whole", "4MiB", "256MiB"):
+        mount.remount()
+        done = box.warm(mount.path, "--span", span, "-P", "8", "--no-adapt", "--marker", box.path(span))
+        assert (done.code, done.summary["outcome"], done.summary["read"]) == (0, "resident", 12 * MIB)
+        assert done.summary["split"] is False
+        opens[span] = mount.counters()["opens"]
+    assert (opens["4MiB"] - opens["whole"], opens["256MiB"] - opens["whole"]) == (2, 0)
+    said = box.run("check", mount.path, "--span", "4MiB", "--fresh").out
+    assert "pieces of 4MiB, a handle each" in said
+
+
+def test_a_span_below_a_mib_is_refused(box: Box) -> None:
+    done = box.warm(box.path("m"), "--span", "512KiB")
+    assert done.code == 2
+    assert "1 MiB" in done.event("error")["message"]
 
 
 # Only a part

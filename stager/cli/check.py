@@ -17,7 +17,7 @@ from stager.store.opening import StoreOptions
 # Of what `warm` can be told: how a node reads and keeps files. A store has only a selection, timeouts and completeness.
 _NOT_IN_A_STORE = frozenset(
     (
-        "lanes", "no_adapt", "order", "max_rate", "fresh", "anyway", "protect", "reserve", "limit", "budget", "strict",
+        "lanes", "no_adapt", "span", "order", "max_rate", "fresh", "anyway", "protect", "reserve", "limit", "budget", "strict",
         "fail_open", "min_resident", "marker", "hold", "hold_mlock", "idle",
     )
 )  # fmt: skip

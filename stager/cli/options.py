@@ -13,7 +13,7 @@ from stager.cli.conduct import Output
 from stager.core.errors import NotFound, UsageError
 from stager.core.marker import DEFAULT_PATH
 from stager.core.outcome import Mode
-from stager.core.plan import Order
+from stager.core.plan import Order, parse_span
 from stager.core.units import (
     parse_duration,
     parse_percent,
@@ -56,6 +56,7 @@ RATE = Parsed("SIZE", lambda text: _positive(parse_rate(text), text))
 SIZE_OR_PERCENT = Parsed("SIZE|PERCENT", parse_size_or_percent)
 PERCENT = Parsed("PERCENT", parse_percent)
 DURATION = Parsed("DURATION", parse_duration)
+SPAN = Parsed("SIZE|whole", parse_span)
 
 
 def _positive(value: int, text: str) -> int:
@@ -121,6 +122,7 @@ _selecting = _stack(
 _reading = _stack(
     option("-P", "--lanes", default=16, type=click.IntRange(1, 256), show_default=True, help="At most so many files or spans at once; fewer when fewer are faster."),
     option("--no-adapt", is_flag=True, help="Always -P lanes, do not look for a better number."),
+    option("--span", metavar="SIZE|whole", type=SPAN, help="Read files in pieces of so many bytes, each through a handle of its own. [default: as the filesystem likes it]"),
     option("--order", default=Order.AUTO.value, type=click.Choice([o.value for o in Order]), show_default=True, help="auto: largest first when all fits, else load order."),
     option("--max-rate", type=RATE, help="Bytes per second at most, all lanes together."),
     option("--fresh", is_flag=True, help="Drop resident pages first and read everything again."),
@@ -185,12 +187,12 @@ def with_judging_options(function: F) -> F:
     return _taking(function, (), (_living, _gating, _judging, _memory, _selecting))
 
 
-_READING = ("lanes", "no_adapt", "order", "max_rate", "fresh", "anyway", "protect")
+_READING = ("lanes", "no_adapt", "span", "order", "max_rate", "fresh", "anyway", "protect")
 _JUDGING = (
     "include", "exclude", "reserve", "limit", "budget", "strict", "fail_open", "allow_incomplete", "min_resident", "marker",
     "hold", "hold_mlock", "idle", "timeout", "stall_timeout",
 )  # fmt: skip
-_UNSAID = {"lanes": 16, "no_adapt": False, "order": Order.AUTO, "max_rate": None, "fresh": False, "anyway": False, "protect": False}  # fmt: skip
+_UNSAID = {"lanes": 16, "no_adapt": False, "span": None, "order": Order.AUTO, "max_rate": None, "fresh": False, "anyway": False, "protect": False}  # fmt: skip
 
 
 def _taking(function: F, reading: tuple[str, ...], groups: tuple[Callable[[F], F], ...]) -> F:
@@ -229,6 +231,7 @@ def _warm_options(
         ),
         lanes=given["lanes"],
         adapt=not given["no_adapt"],
+        span=given["span"],
         order=Order(given["order"]),
         max_rate=given["max_rate"],
         mode=Mode.STRICT if given["strict"] else Mode.FAIL_OPEN if given["fail_open"] else Mode.DEFAULT,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from stager.core.errors import UsageError
 from stager.core.model import Skipped, Span
-from stager.core.units import MIB
+from stager.core.units import GIB, KIB, MIB, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 # Pieces of big files on filesystems that like many readers: large enough for full readahead, small enough that the last
 # ones to finish leave no lane idle for long.
 PIECE = 128 * MIB
+WHOLE = 0
+"""A span size: as long as the file, whatever its length."""
+LEAST_SPAN = MIB
+"""The least span size in bytes that can be asked for: below it a file is opened more often than it is read."""
 _SMALL = 64 * MIB  # tokenizers and configs: read first, whatever the order of the weights
 
 
@@ -33,7 +38,7 @@ class Candidate:
     """One file that could be warmed. `holes` are the (offset, length) stretches to read, ascending, disjoint.
 
     `load` is the file's position in the engine's load order. `weight` is false for tokenizers and configs. `whole` files are
-    read through one handle and never cut.
+    read through one handle and never cut. Others are cut at every multiple of `piece` bytes, or by None hole by hole into pieces of `PIECE`.
     """
 
     index: int
@@ -43,6 +48,7 @@ class Candidate:
     load: int
     weight: bool = True
     whole: bool = False
+    piece: int | None = None
 
     @property
     def need(self) -> int:
@@ -102,18 +108,57 @@ def _by_size(candidate: Candidate) -> tuple[int, ...]:
 
 
 def _spans(candidate: Candidate) -> list[Span]:
-    """The candidate's holes as spans: one from the first hole to the last for a whole file, else pieces of `PIECE`."""
+    """The candidate's holes as spans: one from the first hole to the last for a whole file, else pieces."""
     if not candidate.holes:
         return []
     if candidate.whole:
         start = candidate.holes[0][0]
         last_offset, last_length = candidate.holes[-1]
         return [Span(candidate.index, start, last_offset + last_length - start)]
+    if candidate.piece is not None:
+        return _cut(candidate, candidate.piece)
     return [
         Span(candidate.index, at, min(PIECE, offset + length - at))
         for offset, length in candidate.holes
         for at in range(offset, offset + length, PIECE)
     ]
+
+
+def _cut(candidate: Candidate, piece: int) -> list[Span]:
+    """The pieces between multiples of `piece` in which something is missing, each from there on: its reader skips what is not."""
+    spans = []
+    last = sum(candidate.holes[-1])
+    for at in range(candidate.holes[0][0] // piece * piece, last, piece):
+        end = min(at + piece, last)
+        skip, missing = wanted(candidate.holes, at, end)
+        if missing:
+            spans.append(Span(candidate.index, at + skip, end - at - skip))
+    return spans
+
+
+def parse_span(text: str) -> int:
+    """The span size in `text`: bytes, or `WHOLE` for ``whole``. Raises `UsageError` for what is no size, or less than `LEAST_SPAN`."""
+    if text.strip().lower() == "whole":
+        return WHOLE
+    try:
+        size = parse_size(text)
+    except UsageError as exc:
+        raise UsageError(f"`{text}` is no span size", hint="write it like 64MiB, or `whole`") from exc
+    if size < LEAST_SPAN:
+        raise UsageError(
+            f"`{text}` is less than 1 MiB", hint="spans of 16 MiB and more are usual; or `whole`"
+        )
+    return size
+
+
+def span_text(span: int) -> str:
+    """`span` as `parse_span` reads it: ``whole``, ``64MiB``; never rounded."""
+    if span == WHOLE:
+        return "whole"
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if not span % unit:
+            return f"{span // unit}{name}"
+    return str(span)
 
 
 def wanted(holes: Sequence[tuple[int, int]], position: int, end: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from stager.core.budget import describe
 from stager.core.errors import DeadlineExceeded, StagerError
 from stager.core.events import Note
 from stager.core.outcome import Result, verdict, worst
-from stager.core.plan import Order
+from stager.core.plan import WHOLE, Order, span_text
 from stager.core.reports import Forecast, resident_text
 from stager.core.units import MIB, count, format_duration, format_size, shown
 from stager.engine import runtime
@@ -182,7 +182,7 @@ def _mount_lines(facts: MountFacts, survey: Survey, options: WarmOptions) -> lis
         lines.append(f"canary: pages after a second open: {facts.keeps.value}{why}")
     if facts.keeps.hopeless:
         lines.append(f"hint: {traits.remedy}" if traits.remedy else "hint: warming it is useless")
-    how = "pieces of big files" if traits.pattern is Pattern.SPANS else "one handle a file, ascending"
+    how = _how(traits.pattern, options.span)
     touch = "populate" if options.protect else "splice"
     lines.append(f"{how}; {traits.start} lanes at first, {options.lanes} at most; touch {touch}")
     buffers = filesystems.daemon_buffers(
@@ -191,6 +191,13 @@ def _mount_lines(facts: MountFacts, survey: Survey, options: WarmOptions) -> lis
     if buffers:
         lines.append(f"its daemon may buffer up to {format_size(buffers)}, counted at the system level")
     return [*lines, *(f"hint: {line}" for line in (*traits.advice, *filesystems.endpoint_advice(mount)))]
+
+
+def _how(pattern: Pattern, span: int | None) -> str:
+    """How files are read: as the filesystem likes it, or as --span says."""
+    if span is None:
+        return "pieces of big files" if pattern is Pattern.SPANS else "one handle a file, ascending"
+    return "one handle a file, ascending" if span == WHOLE else f"pieces of {span_text(span)}, a handle each"
 
 
 def _plan_lines(survey: Survey, options: WarmOptions, seconds: float | None) -> list[str]:

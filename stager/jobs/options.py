@@ -53,11 +53,12 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmOptions:
-    """Everything ``stager warm`` can be told."""
+    """Everything ``stager warm`` can be told. `span` is how big the pieces are that files are read in, `WHOLE` or bytes; None: as the filesystem likes it."""
 
     selection: Selection
     memory: Memory = Memory()
     lanes: int = 16
+    span: int | None = None
     adapt: bool = True
     order: Order = Order.AUTO
     max_rate: int | None = None

@@ -69,7 +69,7 @@ class Reading:
         self.seconds = 0.0
 
     def _make_controller(self) -> Controller:
-        """Starts as the most cautious filesystem among those to be read asks; splits only where none forbids it."""
+        """Starts as the most cautious filesystem among those to be read asks; splits only where none forbids it and no --span was given."""
         used = {self._survey.files[index].mount_id for index in self._plan.chosen}
         traits = [self._survey.mounts[mount_id].traits for mount_id in used]
         handles = [t for t in traits if t.pattern is Pattern.HANDLE]
@@ -77,7 +77,7 @@ class Reading:
             self._options.lanes,
             max((t.start for t in handles or traits), default=2),
             adapt=self._options.adapt,
-            may_split=bool(handles) and all(t.may_split for t in handles),
+            may_split=self._options.span is None and bool(handles) and all(t.may_split for t in handles),
         )
 
     def _make_kit(self) -> Kit:

@@ -23,7 +23,7 @@ from stager.core.model import (
     Residency,
     sum_residency,
 )
-from stager.core.plan import Candidate, Plan, make_plan
+from stager.core.plan import WHOLE, Candidate, Plan, make_plan
 from stager.core.select import selected
 from stager.core.units import MIB, shown
 from stager.engine import runtime
@@ -271,7 +271,7 @@ class Surveyor:
     def judge(self, survey: Survey, options: WarmOptions, gauge: memory.Gauge) -> None:
         """Fill `survey.admission` and `survey.plan` from what was found and what `gauge` says now."""
         candidates = [
-            _candidate(survey, index, anyway=options.anyway)
+            _candidate(survey, index, anyway=options.anyway, span=options.span)
             for index, look in enumerate(survey.looks)
             if look.problem is None
         ]
@@ -343,7 +343,7 @@ def _read_only(fd: int, offset: int, length: int) -> bytes:
     return os.pread(fd, length, offset)
 
 
-def _candidate(survey: Survey, index: int, *, anyway: bool) -> Candidate | None:
+def _candidate(survey: Survey, index: int, *, anyway: bool, span: int | None) -> Candidate | None:
     file, look = survey.files[index], survey.looks[index]
     facts = survey.facts(file)
     if facts.keeps.hopeless and not anyway:
@@ -355,7 +355,8 @@ def _candidate(survey: Survey, index: int, *, anyway: bool) -> Candidate | None:
         look.holes,
         survey.load_rank[index],
         weight=formats.is_weight(file.entry.path),
-        whole=facts.traits.pattern is Pattern.HANDLE,
+        whole=facts.traits.pattern is Pattern.HANDLE if span is None else span == WHOLE,
+        piece=span or None,
     )
 
 
