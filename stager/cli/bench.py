@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stager.cli.conduct import Output, conduct
+from stager.cli.conduct import Output, Plain, conduct
 from stager.cli.options import (
     DURATION,
     PATH,
@@ -65,12 +66,15 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
       stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
     """
     from stager.jobs.bench.benchmark import Bench
+    from stager.jobs.bench.paths import look_for
 
     for path in paths:
         if is_remote(path):
             Location.parse(path)
     options = _options(paths, **given)
     if not yes:
+        if missing := conduct(output, lambda _reporter: Plain(partial(look_for, paths))):
+            return missing
         _ask([path for path in paths if not is_remote(path)])
     return conduct(output, lambda reporter: Bench(options, reporter))
 

@@ -39,6 +39,9 @@ class Event:
 
     type: ClassVar[str] = "event"
     result: ClassVar[bool] = False  # True: part of the result, belongs on stdout; else stderr
+    step: ClassVar[bool] = (
+        False  # True: for people a step on the way, which --quiet leaves out; programs always get it
+    )
 
     @property
     def remark(self) -> bool:

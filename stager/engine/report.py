@@ -207,7 +207,7 @@ class _TextReporter(_Base):
     """Plain lines. Never a carriage return or another control character, so that any log can hold them."""
 
     def _show_event(self, event: Event) -> None:
-        text = event.text()
+        text = "" if self._quiet and event.step else event.text()
         if text:
             (self._out if event.result else self._err).put(f"{_plain(text)}\n")
 

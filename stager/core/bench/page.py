@@ -104,6 +104,10 @@ def _opening(results: Results) -> list[Block]:
     blocks: list[Block] = [
         f"{'; '.join([several, *left])}; {took}. Every number says the runs it comes from, and each run is a JSON line at the end."
     ]
+    if summary.ended:
+        blocks.append(
+            f"It ended early: {summary.ended}. Cells may have fewer rounds than asked for, or none."
+        )
     if any(storage.sampled for storage in summary.storages):
         quick = " (--quick)" if summary.quick else ""
         blocks.append(

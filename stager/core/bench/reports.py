@@ -48,6 +48,7 @@ class BenchRun(Event):
 
     type: ClassVar[str] = "bench_run"
     result: ClassVar[bool] = False
+    step: ClassVar[bool] = True
     storage: str
     filesystem: str
     method: str
@@ -180,7 +181,8 @@ class BenchSummary(Event):
 
     `began` is a UTC time like ``2026-01-31T12:00:00Z``. `methods` and `loaders` are in the order asked for. `runs` counts the runs in the
     numbers, `disturbed` and `failed` those left out, `unmeasured` the cells without a number. `limits` are the lines that say what no cell of this
-    benchmark can say. `command` is the command line. `report` is the folder of the report, empty without one.
+    benchmark can say. `command` is the command line. `report` is the folder of the report, empty without one. `ended` says why it ended
+    before every round was gone through, empty when none is missing.
     `table` is for people: programs have the cells.
     """
 
@@ -202,6 +204,7 @@ class BenchSummary(Event):
     limits: tuple[str, ...]
     command: str
     report: str = ""
+    ended: str = ""
     table: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -217,6 +220,8 @@ class BenchSummary(Event):
         left += [f"{count(self.unmeasured, 'cell')} not measured"] if self.unmeasured else []
         last = ", ".join([f"{count(self.runs, 'run')} in {format_duration(self.seconds)}", *left])
         report = [f"report in {shown(self.report)}"] if self.report else []
+        if self.ended:
+            last += f"; ended early: {self.ended}"
         table = [self.table, ""] if self.table else []
         return "\n".join([*table, *(f"not measured: {line}" for line in self.limits), *report, last])
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from stager import __version__
 from stager.core.bench.plan import (
     QUICK_S,
-    SAFETENSORS,
     Trial,
     in_round,
     methods_for,
@@ -23,20 +22,27 @@ from stager.core.bench.plan import (
     sample,
     trials_of,
 )
-from stager.core.bench.reports import COLD, WARM, BenchCell, BenchMachine, BenchResults, BenchSummary
-from stager.core.bench.stats import make_cell, runs_of
-from stager.core.bench.table import table
+from stager.core.bench.reports import BenchMachine
 from stager.core.budget import Policy, admit, binding_text
-from stager.core.errors import AnswerNo, DeadlineExceeded, NotFound, ResourceRefused, UsageError
-from stager.core.events import Note
+from stager.core.errors import (
+    AnswerNo,
+    DeadlineExceeded,
+    NotFound,
+    ResourceRefused,
+    StagerError,
+    UsageError,
+)
+from stager.core.events import Failure, Note
 from stager.core.location import Location, is_remote
 from stager.core.marker import DEFAULT_PATH
 from stager.core.model import LevelKind
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import Children
+from stager.jobs.bench.conclusion import conclusion
 from stager.jobs.bench.ground import Ground, StoreGround, look_at, look_at_store, new_folder
 from stager.jobs.bench.methods import Methods
+from stager.jobs.bench.paths import each_once
 from stager.jobs.bench.probe import fetch_rate, give_back, rates
 from stager.jobs.bench.trial import Trials
 from stager.jobs.options import Selection
@@ -45,14 +51,11 @@ from stager.node.memory import Gauge
 from stager.store.opening import StoreOptions
 
 if TYPE_CHECKING:
+    from stager.core.bench.reports import BenchResults
     from stager.core.model import MemorySnapshot
     from stager.engine.report import Reporter
 
-_LIMITS = (
-    "caches behind this node's page cache (a FUSE daemon's, a server's, a hypervisor's): cold means that no page was resident here",
-    "copies into a GPU, or into an engine's own memory: loaders touch or read every byte and keep none",
-)
-_LIMITS_TO = (_LIMITS[0],)
+_CLOSING_S = 8.0  # for the end of one that is stopped: the process may live for 10 s after a signal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +93,15 @@ class Bench:
         self._methods = Methods(self._children, self._scratch, options.to, options.python)
         self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
         self._planned: list[Trial] = []
+        self._paths: tuple[str, ...] = ()
+        self._stopped = ""
         self._began = time.monotonic()
         self._date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._machine = _machine(Gauge().read(), 0.0)
 
     def withdraw(self, reason: str) -> None:
         """Ends what runs; nothing outlives the benchmark."""
-        del reason
+        self._stopped = reason
         self._children.close()
 
     def stuck(self) -> list[str]:
@@ -107,6 +112,7 @@ class Bench:
         """Measure; 0, or raises `AnswerNo` when nothing could be measured, `DeadlineExceeded` when --timeout came first.
 
         Raises `NotFound`, `AccessDenied` for what is not there, `ResourceRefused` for what does not fit into memory.
+        Stopped, or with an error, in the middle it still tells and writes what was measured until then.
         """
         try:
             return await self._run()
@@ -121,21 +127,42 @@ class Bench:
 
     async def _run(self) -> int:
         options = self._options
-        if options.report:
-            await self._prepare(options.report)
+        self._paths, again = await each_once(options.selection.paths)
+        for path, first in again:
+            same = f"{shown(path)} is {shown(first)} again: it is measured once"
+            self._reporter.emit(Note("warning", "same_path", same))
         limits = [options.timeout, QUICK_S if options.quick else None]
         if ends := [self._began + limit for limit in limits if limit is not None]:
             self._trials.until = min(ends)
         self._machine = _machine(Gauge().read(), os.getloadavg()[0])
         if options.to:
             await runtime.in_thread("looking for torch", self._methods.check_safetensors)
-        self._trials.grounds = [await self._ground(path) for path in options.selection.paths]
+        grounds = [await self._ground(path) for path in self._paths]
+        if options.report:
+            await self._prepare(options.report)
+        # Nothing is evicted before all that can be refused has been.
+        self._trials.grounds = [await self._given_back(ground) for ground in grounds]
         if options.quick:
             self._trials.grounds = [await self._sampled(ground) for ground in self._trials.grounds]
         self._trials.grounds = [self._fitting(ground) for ground in self._trials.grounds]
         self._plan()
-        await self._measure()
-        return await self._conclude()
+        try:
+            through = await self._measure()
+        except BaseException as exc:  # a stop is none of Exception
+            await self._rescue(self._stopped or str(exc) or type(exc).__name__)
+            raise
+        return await self._conclude("" if through else self._short_of_time())
+
+    async def _rescue(self, why: str) -> None:
+        """Tell what was measured before `why` ended it. What goes wrong here is told, for the first error is the one to be raised."""
+        if not any(run.counts for run in self._trials.runs):
+            return  # an earlier report is worth more than an empty one
+        self._children.close()
+        with runtime.sheltered(_CLOSING_S):
+            try:
+                await self._tell(why)
+            except StagerError as error:
+                self._reporter.emit(Failure.of(error))
 
     # Before
 
@@ -143,8 +170,7 @@ class Bench:
         options = self._options
         selection = replace(options.selection, paths=(path,))
         if not is_remote(path):
-            ground = await look_at(path, selection)
-            return ground if ground.why_not_cold else await give_back(ground, options.marker)
+            return await look_at(path, selection)
         into = options.into or _shm()
         if not os.path.isdir(into):
             raise NotFound(f"`{shown(into)}`: no such folder", hint="name a folder to fetch into with --into")
@@ -153,9 +179,14 @@ class Bench:
             raise NotFound(f"nothing in `{shown(path)}` matches", hint="check --include and --exclude")
         return found
 
+    async def _given_back(self, ground: Ground | StoreGround) -> Ground | StoreGround:
+        if isinstance(ground, StoreGround) or ground.why_not_cold:
+            return ground
+        return await give_back(ground, self._options.marker)
+
     async def _sampled(self, ground: Ground | StoreGround) -> Ground | StoreGround:
         """As much of `ground` as --quick has time for. The time is shared out evenly between the storages."""
-        rounds = self._options.rounds * len(self._options.selection.paths)
+        rounds = self._options.rounds * len(self._paths)
         trials = self._trials_of(0, ground, per_file=False)
         sizes: Sequence[int]
         if isinstance(ground, StoreGround):
@@ -234,82 +265,63 @@ class Bench:
 
     # Measuring
 
-    async def _measure(self) -> None:
+    async def _measure(self) -> bool:
+        """Whether all rounds were gone through before the time was up."""
         await self._trials.begin()
         for number in range(self._options.rounds):
             for trial in in_round(self._planned, number):
                 if self._trials.over:
-                    return
+                    return False
                 await self._trials.run(trial, number + 1)
+        return not self._trials.cut
 
     # After
 
-    def _cells(self) -> list[BenchCell]:
-        return [self._cell(trial, state) for trial in self._planned for state in (COLD, WARM)]
-
-    def _cell(self, trial: Trial, state: str) -> BenchCell:
-        storage = self._trials.grounds[trial.storage].storage
-        runs = runs_of(self._trials.runs, storage.path, trial.method, state, trial.loaders, trial.file)
-        why = self._trials.why_not(trial, state)
-        if not runs and not why:
-            why = self._short_of_time() if self._trials.over else "the cold run before it did not count"
-        return make_cell(
-            storage.path,
-            storage.filesystem,
-            trial.method,
-            state,
-            trial.loaders,
-            file=trial.file,
-            runs=runs,
-            unmeasured=why,
-        )
-
     def _short_of_time(self) -> str:
-        return "--quick had no time left" if self._options.quick else "--timeout ran out"
+        timeout = self._options.timeout
+        quick = self._options.quick and (timeout is None or timeout > QUICK_S)
+        return "--quick had no time left" if quick else "--timeout ran out"
 
-    async def _conclude(self) -> int:
-        options, runs, cells = self._options, self._trials.runs, self._cells()
-        for cell in cells:
-            self._reporter.emit(cell)
-        storages = tuple(ground.storage for ground in self._trials.grounds)
-        used = {trial.method for trial in self._planned}
-        summary = BenchSummary(
-            machine=self._machine,
-            storages=storages,
-            methods=tuple(dict.fromkeys(trial.method for trial in self._planned)),
-            loaders=options.loaders,
-            rounds=options.rounds,
-            quick=options.quick,
-            to=options.to,
+    async def _tell(self, ended: str) -> BenchResults:
+        """Tell the cells and the whole, and write the report. `ended` is why it ended early."""
+        options = self._options
+        results = conclusion(
+            options,
+            self._trials,
+            self._planned,
+            self._machine,
             began=self._date,
             seconds=time.monotonic() - self._began,
-            runs=sum(run.counts for run in runs),
-            disturbed=sum(run.disturbed for run in runs),
-            failed=sum(bool(run.failed) for run in runs),
-            unmeasured=sum(cell.seconds is None for cell in cells),
-            limits=_LIMITS_TO if SAFETENSORS in used and options.to == "cuda" else _LIMITS,
-            command=options.command,
-            report=os.path.abspath(options.report) if options.report else "",
-            table=table(storages, cells),
+            ended=ended,
         )
-        if options.report:
-            await self._report(BenchResults(summary, tuple(runs), tuple(cells)), options.report)
-        self._reporter.emit(summary)
-        late = options.timeout is not None and time.monotonic() - self._began >= options.timeout
-        if late and self._trials.over:
+        for cell in results.cells:
+            self._reporter.emit(cell)
+        try:
+            if options.report:
+                await self._report(results, options.report)
+        finally:  # a disk that is full takes the page, not the table
+            self._reporter.emit(results.summary)
+        return results
+
+    async def _conclude(self, ended: str) -> int:
+        results = await self._tell(ended)
+        timeout = self._options.timeout
+        if ended and timeout is not None and time.monotonic() - self._began >= timeout:
             hint = (
-                "what was measured until then is above" if summary.runs else "give it longer, or use --quick"
+                "what was measured until then is above"
+                if results.summary.runs
+                else "give it longer, or use --quick"
             )
             raise DeadlineExceeded("--timeout ran out", hint=hint)
-        if not summary.runs:
-            why = next((cell.unmeasured for cell in cells if cell.unmeasured), "")
+        if not results.summary.runs:
+            why = next((cell.unmeasured for cell in results.cells if cell.unmeasured), "")
             raise AnswerNo("nothing could be measured", hint=why or None)
         return 0
 
     async def _prepare(self, folder: str) -> None:
         from stager.jobs.bench.report import prepare_folder
 
-        mounts = [path for path in self._options.selection.paths if not is_remote(path)]
+        mounts = [path for path in self._paths if not is_remote(path)]
         await runtime.in_thread(f"writing {shown(folder)}", partial(prepare_folder, folder, mounts))
 
     async def _report(self, results: BenchResults, folder: str) -> None:

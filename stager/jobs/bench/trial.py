@@ -38,7 +38,7 @@ class _Pages:
 class Trials:
     """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything.
 
-    `told` gets every run as soon as it has ended; `runs` has them all. `tidy` removes what was fetched.
+    `told` gets every run as soon as it has ended; `runs` has them all. `cut`: time ran out where a run was still to be made, or in one. `tidy` removes what was fetched.
     """
 
     methods: Methods
@@ -46,6 +46,7 @@ class Trials:
     rounds: int
     told: Callable[[BenchRun], None]
     until: float | None = None
+    cut: bool = False
     runs: list[BenchRun] = field(default_factory=list)
     _folders: set[str] = field(default_factory=set)
     _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
@@ -85,9 +86,13 @@ class Trials:
 
     async def _repeat(self, trial: Trial, state: str, once: Callable[[], Awaitable[BenchRun]]) -> None:
         """Run `once` until a run counts, at most as often again as there are rounds. What failed fails again: it is not tried in any round."""
-        while not (self.over or self.why_not(trial, state) or (trial, state) in self._hopeless):
+        while not (self.why_not(trial, state) or (trial, state) in self._hopeless):
+            if self.over:
+                self.cut = True
+                return
             made = await once()
             if made.failed:
+                self.cut = self.cut or self.over
                 self._hopeless.add((trial, state))
             if not made.disturbed or self._again[trial, state] >= repeats(self.rounds):
                 return

@@ -1,0 +1,81 @@
+"""The end of a benchmark, also of one that was cut short: from its runs to its cells and the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stager.core.bench.plan import SAFETENSORS
+from stager.core.bench.reports import COLD, WARM, BenchCell, BenchResults, BenchSummary
+from stager.core.bench.stats import make_cell, runs_of
+from stager.core.bench.table import table
+
+if TYPE_CHECKING:
+    from stager.core.bench.plan import Trial
+    from stager.core.bench.reports import BenchMachine
+    from stager.jobs.bench.benchmark import BenchOptions
+    from stager.jobs.bench.trial import Trials
+
+_LIMITS = (
+    "caches behind this node's page cache (a FUSE daemon's, a server's, a hypervisor's): cold means that no page was resident here",
+    "copies into a GPU, or into an engine's own memory: loaders touch or read every byte and keep none",
+)
+_LIMITS_TO = (_LIMITS[0],)
+_UNPROVEN = "the cold run before it did not count"
+
+
+def conclusion(
+    options: BenchOptions,
+    trials: Trials,
+    planned: Sequence[Trial],
+    machine: BenchMachine,
+    *,
+    began: str,
+    seconds: float,
+    ended: str,
+) -> BenchResults:
+    """What `trials` have measured of what was `planned`. `ended` says why that is not all, empty when it is; `seconds` is how long it took."""
+    runs = tuple(trials.runs)
+    cells = tuple(_cell(trials, one, state, ended) for one in planned for state in (COLD, WARM))
+    storages = tuple(ground.storage for ground in trials.grounds)
+    methods = tuple(dict.fromkeys(one.method for one in planned))
+    summary = BenchSummary(
+        machine=machine,
+        storages=storages,
+        methods=methods,
+        loaders=options.loaders,
+        rounds=options.rounds,
+        quick=options.quick,
+        to=options.to,
+        began=began,
+        seconds=seconds,
+        runs=sum(run.counts for run in runs),
+        disturbed=sum(run.disturbed for run in runs),
+        failed=sum(bool(run.failed) for run in runs),
+        unmeasured=sum(cell.seconds is None for cell in cells),
+        limits=_LIMITS_TO if SAFETENSORS in methods and options.to == "cuda" else _LIMITS,
+        command=options.command,
+        report=os.path.abspath(options.report) if options.report else "",
+        ended=ended,
+        table=table(storages, cells),
+    )
+    return BenchResults(summary, runs, cells)
+
+
+def _cell(trials: Trials, trial: Trial, state: str, ended: str) -> BenchCell:
+    storage = trials.grounds[trial.storage].storage
+    runs = runs_of(trials.runs, storage.path, trial.method, state, trial.loaders, trial.file)
+    why = trials.why_not(trial, state)
+    if not runs and not why:
+        why = ended or _UNPROVEN
+    return make_cell(
+        storage.path,
+        storage.filesystem,
+        trial.method,
+        state,
+        trial.loaders,
+        file=trial.file,
+        runs=runs,
+        unmeasured=why,
+    )
