@@ -17,7 +17,7 @@ from stager.engine.lanes import Checkpoint, Lanes, Lease
 from stager.engine.pace import Controller
 from stager.jobs.stall import StallWatch
 from stager.jobs.survey import Survey, policy_of, resident_bytes
-from stager.node.files import opened
+from stager.node.files import opened, read_in_order
 from stager.node.filesystems import Pattern
 from stager.node.touch import STEP, Kit, PopulateKit, SpliceKit
 
@@ -44,8 +44,9 @@ class Reading:
         self._options = options
         self._gauge = gauge
         self._reporter = reporter
-        # A window and the next one, which the kernel starts when the reader enters the first.
-        self._windows = {number: 2 * facts.mount.readahead for number, facts in survey.mounts.items()}
+        # A window, which is twice the mount's for a file read in order, and the next one, which the kernel starts when the
+        # reader enters the first.
+        self._windows = {number: 4 * facts.mount.readahead for number, facts in survey.mounts.items()}
         self._policy = policy_of(survey, options, allocated=True)
         self._resident_before = resident_bytes(survey)
         self._holes = {index: survey.looks[index].holes for index in self._plan.chosen}
@@ -112,6 +113,7 @@ class Reading:
         try:
             with opened(file.path) as fd:
                 offset = lease.position
+                read_in_order(fd)
                 self._read_open(fd, lease, kit, checkpoint)
         except OSError as exc:
             self._fail(index, offset if offset is None else lease.position, exc)
