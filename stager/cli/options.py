@@ -22,8 +22,8 @@ from stager.core.units import (
     parse_size_or_percent,
     shown,
 )
-from stager.jobs.hold import check_url
 from stager.jobs.options import Hold, Memory, Selection, WarmOptions
+from stager.net.health import check_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,9 +83,7 @@ PATH = Parsed("PATH", _placed)
 
 def _hold(text: str) -> Hold:
     if text.startswith("until:"):
-        url = text.removeprefix("until:")
-        check_url(url)
-        return Hold(url=url)
+        return Hold(url=check_url(text.removeprefix("until:"), "--hold until:"))
     return Hold(seconds=parse_duration(text))
 
 

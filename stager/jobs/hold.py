@@ -8,16 +8,17 @@ import resource
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.budget import Policy, margin
-from stager.core.errors import UsageError
 from stager.core.events import Note
 from stager.core.model import LocalFile
 from stager.core.reports import HoldSummary
 from stager.core.units import format_duration, format_size, shown
 from stager.engine import runtime
 from stager.jobs.vigil import without
+from stager.net.health import asked, healthy
 from stager.node.files import opened
 from stager.node.filesystems import Pattern
 from stager.node.syscalls import Mapping
@@ -35,7 +36,6 @@ _IDLE_LOOK_EVERY_S = 30.0
 _IDLE_SHARE = 20  # looking takes at most a twentieth of the time, however many files there are
 _TELL_EVERY_S = 15.0
 _CHUNK = 16 << 20
-_ANSWER_S = 5.0
 
 
 @dataclass
@@ -174,7 +174,7 @@ async def _wait(holder: _Holder, options: Hold, label: str, telling: _Telling) -
     next_look = started + _LOOK_EVERY_S
     while (now := time.monotonic()) < end:
         if options.url is not None and await runtime.in_thread(
-            f"asking {options.url}", lambda: _answers(options.url)
+            f"asking {options.url}", partial(_answers, options.url)
         ):
             return f"{options.url} answered"
         if now >= next_look:
@@ -214,30 +214,6 @@ class _Telling:
         self._reporter.emit(event)
 
 
-def check_url(url: str) -> None:
-    """Raise `UsageError` unless `url` is an http or https URL."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port beyond 65535 or no number, a broken bracket
-        usable = False
-    if not usable or not url.isprintable() or " " in url:
-        raise UsageError(
-            f"`{shown(url)}` is not an http URL",
-            hint="write it like --hold until:http://localhost:8000/health",
-        )
-
-
-def _answers(url: str | None) -> bool:
-    """Whether `url` answers 2xx now. Asked directly: a proxy of the environment knows nothing of an engine beside us."""
-    from http.client import HTTPException
-    from urllib.request import ProxyHandler, build_opener
-
-    assert url is not None
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=_ANSWER_S) as response:
-            return bool(200 <= response.status < 300)
-    except (HTTPException, OSError, ValueError):
-        return False
+def _answers(url: str) -> bool:
+    """Whether `url` answers 2xx now."""
+    return healthy(asked(url))

@@ -1,0 +1,59 @@
+"""An engine's health URL: whether it is one, and what it answers now."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from stager.core.errors import UsageError
+from stager.core.units import shown
+
+if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
+
+_ANSWER_S = 5.0
+
+
+def check_url(url: str, option: str) -> str:
+    """`url`, an http or https URL. Raises `UsageError` for anything else; `option` is what it is written after, for the hint."""
+    from urllib.parse import urlsplit  # slow to import, as all that speaks HTTP, and a probe does without
+
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port beyond 65535 or no number, a broken bracket
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
+        raise UsageError(
+            f"`{shown(url)}` is not an http URL",
+            hint=f"write it like {option}http://localhost:8000/health",
+        )
+    return url
+
+
+def asked(url: str, patience: float = _ANSWER_S) -> int | None:
+    """The status that `url` answers with now, None where nobody answers in HTTP within `patience` seconds."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+
+    try:
+        with _opener().open(url, timeout=patience) as response:
+            return int(response.status)
+    except HTTPError as error:
+        error.close()
+        return error.code
+    except (HTTPException, OSError, ValueError):
+        return None
+
+
+def healthy(status: int | None) -> bool:
+    """Whether a status from `asked` says that the engine serves: 2xx."""
+    return status is not None and 200 <= status < 300
+
+
+@cache
+def _opener() -> OpenerDirector:
+    """Asks directly: a proxy of the environment knows nothing of an engine beside us."""
+    from urllib.request import ProxyHandler, build_opener
+
+    return build_opener(ProxyHandler({}))
