@@ -365,10 +365,10 @@ def test_at_the_timeout_it_says_what_there_is(box: Box, fuse_mount: MountFactory
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    ("number", "method"), [(signal.SIGTERM, "read"), (signal.SIGTERM, "recipe"), (signal.SIGKILL, "read")]
+    ("number", "method"),
+    [(number, method) for number in (signal.SIGTERM, signal.SIGKILL) for method in ("read", "recipe")],
 )
 def test_nothing_outlives_it(box: Box, fuse_mount: MountFactory, number: int, method: str) -> None:
-    """Commands that are not stager's own go on when it is killed: nothing can tell them."""
     # A throw-away read comes before the first run: its reader will do, but where another command is to be met.
     size = 12 * MIB if method == "recipe" else 200 * MIB
     slow = fuse_mount(synthetic={"a.bin": size}, keep_cache="always", stream_rate=4 * MIB)

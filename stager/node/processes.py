@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -161,3 +162,29 @@ def more_descriptors() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def members(leader: int) -> list[int]:
+    """The live processes of the process group or session that `leader` began, itself among them; zombies are none. Empty without /proc."""
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        if name.isdigit():
+            fields = status_fields(int(name))
+            if len(fields) > 3 and fields[0] not in ("Z", "X") and str(leader) in fields[2:4]:
+                found.append(int(name))
+    return found
+
+
+def processor_seconds(pids: Sequence[int]) -> float:
+    """Processor seconds, user and system, of the live processes `pids` and of those children of theirs that have ended."""
+    ticks = sum(sum(int(field) for field in status_fields(pid)[11:15]) for pid in pids)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def kill_members(leader: int) -> None:
+    """SIGKILL for the process group that `leader` leads, and for what else is in a session of its own."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    for pid in members(leader):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)

@@ -140,6 +140,7 @@ class Bench:
         grounds = [await self._ground(path) for path in self._paths]
         if options.report:
             await self._prepare(options.report)
+        await runtime.in_thread("starting a lifeline", partial(self._children.begin, self._methods.env))
         # Nothing is evicted before all that can be refused has been.
         self._trials.grounds = [await self._given_back(ground) for ground in grounds]
         if options.quick:

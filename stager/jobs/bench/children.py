@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import threading
 import time
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from stager.core.units import shown
-from stager.node.processes import watch_process
+from stager.jobs.bench.lifeline import Lifeline
+from stager.node.processes import kill_members, watch_process
 
 _LOOK_S = 0.005  # between looks at a process that no descriptor tells of
 _MOST_SAID = 64 << 20
@@ -61,6 +61,11 @@ class Children:
         self._lock = threading.Lock()
         self._groups: set[int] = set()
         self._closed = False
+        self._lifeline: Lifeline | None = None
+
+    def begin(self, env: Mapping[str, str]) -> None:
+        """From now on nothing that is started outlives this process, even when it is killed. Blocks for a moment."""
+        self._lifeline = Lifeline(env)
 
     def command(
         self,
@@ -76,7 +81,7 @@ class Children:
         stdin.seek(0)
         with stdin, _memory() as out, _memory() as err:
             began = time.monotonic()
-            child = self._start(argv, env, stdin=stdin, stdout=out, stderr=err)
+            child = self.start(argv, env, stdin=stdin, stdout=out, stderr=err)
             code, cpu = self._wait(child, until)
             took = time.monotonic() - began
             return Ended(took, cpu, code, _text(out), _text(err))
@@ -99,7 +104,7 @@ class Children:
         errors = _memory()
         try:
             for _ in range(count):
-                child = self._start(argv, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+                child = self.start(argv, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
                 crew.append(_Loader(child))
                 crew[-1].say(line)
             ready_by = time.monotonic() + _START_S
@@ -122,15 +127,31 @@ class Children:
         with self._lock:
             self._closed = True
             for group in self._groups:
-                _kill(group)
+                kill_members(group)
+        if self._lifeline is not None:
+            self._lifeline.close()
 
-    def _start(self, argv: Sequence[str], env: Mapping[str, str], **streams: Any) -> subprocess.Popen[bytes]:
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], *, session: bool = False, **streams: Any
+    ) -> subprocess.Popen[bytes]:
+        """`argv` as the leader of a process group, or of a `session`. Whoever starts it must `reap` it. Raises `Closed`, ``OSError``."""
+        own: dict[str, Any] = {"start_new_session": True} if session else {"process_group": 0}
         with self._lock:
             if self._closed:
                 raise Closed
-            child = subprocess.Popen(argv, env=dict(env), process_group=0, **streams)
+            child = subprocess.Popen(argv, env=dict(env), **own, **streams)
             self._groups.add(child.pid)
-            return child
+        if self._lifeline is not None:
+            self._lifeline.watch(child.pid)
+        return child
+
+    def reap(self, child: subprocess.Popen[bytes], *, wait: bool = True) -> tuple[int, float] | None:
+        """(exit code, CPU seconds with its children) of `child`; None while it runs, unless `wait`. Raises `Closed`."""
+        pid, status, usage = os.wait4(child.pid, 0 if wait else os.WNOHANG)
+        if not pid:
+            return None
+        self._gone(child, os.waitstatus_to_exitcode(status))
+        return child.returncode, usage.ru_utime + usage.ru_stime
 
     def _wait(self, child: subprocess.Popen[bytes], until: float | None) -> tuple[int, float]:
         """(exit code, CPU seconds with its children) of `child`. Raises `ChildFailed` when it still runs at `until`."""
@@ -143,10 +164,8 @@ class Children:
                     raise ChildFailed("no time left")
                 if watch is not None:
                     select.select([watch], [], [], 1.0 if left is None else min(1.0, left))
-                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-                if pid:
-                    self._gone(child, os.waitstatus_to_exitcode(status))
-                    return child.returncode, usage.ru_utime + usage.ru_stime
+                if ended := self.reap(child, wait=False):
+                    return ended
                 if watch is None:
                     time.sleep(_LOOK_S)
         finally:
@@ -160,15 +179,16 @@ class Children:
                 with suppress(OSError):
                     stream.close()
         if child.returncode is None:
-            _kill(child.pid)
-            _, status = os.waitpid(child.pid, 0)
-            self._gone(child, os.waitstatus_to_exitcode(status))
+            kill_members(child.pid)
+            self.reap(child)
 
     def _gone(self, child: subprocess.Popen[bytes], code: int) -> None:
         with self._lock:
             self._groups.discard(child.pid)
             child.returncode = code
             closed = self._closed
+        if self._lifeline is not None:
+            self._lifeline.forget(child.pid)
         if closed:
             raise Closed
 
@@ -196,7 +216,7 @@ class _Loader:
                 raise ChildFailed("no time left" if key == "done" else "a loader did not start")
             data = os.read(fd, 1 << 16)
             if not data:
-                raise ChildFailed(f"a loader ended without an answer{_last_line(_text(errors))}")
+                raise ChildFailed(f"a loader ended without an answer{last_line(_text(errors))}")
             self._heard += data
         line, _, rest = bytes(self._heard).partition(b"\n")
         self._heard = bytearray(rest)
@@ -216,14 +236,10 @@ def _text(file: IO[bytes]) -> str:
     return os.pread(file.fileno(), size, 0).decode("utf-8", "replace")
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last words of `text` as the end of a sentence, with a colon before; empty without any."""
     lines = [line for line in text.splitlines() if line.strip()]
     return f": {shown(lines[-1])[:300]}" if lines else ""
-
-
-def _kill(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
 
 
 def failure_of(ended: Ended) -> str:
@@ -233,6 +249,6 @@ def failure_of(ended: Ended) -> str:
             event = json.loads(line)
             if event.get("type") == "error":
                 return str(event["message"])
-    said = _last_line(ended.err)
+    said = last_line(ended.err)
     how = f"signal {-ended.code}" if ended.code < 0 else f"exit {ended.code}"
     return f"{how}{said}"
