@@ -235,7 +235,7 @@ SINCE = "bytes since the row above / seconds since the row above"
 STORED = "bytes of the storage in the line of type bench"
 HEADS = {  # what a column's name promises; in tables of several loaders it is each loader's time
     "median": "median", "mean": "mean", "fastest": "least", "slowest": "greatest", "st. dev.": "standard deviation",
-    "all loaded": "median of seconds", "throughput": "bytes", "CPU": "median of cpu_seconds", "from device": "median of device_bytes",
+    "all loaded": "median of seconds", "throughput": "bytes", "CPU": "median of cpu_seconds", "from below": "median of device_bytes",
     "against read": "median of read, cold / median", "rounds": "runs in", "left out": "runs left out", "loaders": "loaders",
     "size": "bytes", "bytes": "bytes", "read, cold": "median of seconds", "fastest cold load": "median of seconds",
     "fastest second load": "median of seconds", "since the run began": "timeline, seconds", "bytes so far": "timeline, bytes",

@@ -23,6 +23,7 @@ from stager.cli.options import (
     with_selection,
 )
 from stager.cli.store_options import with_store_options
+from stager.core.bench.counting import counter_files
 from stager.core.bench.plan import METHODS, parse_loaders, parse_methods
 from stager.core.errors import AnswerNo, UsageError
 from stager.core.location import Location, is_remote, told
@@ -45,6 +46,7 @@ _QUICK_LOADERS = (1, 4)
 @option("--per-file", is_flag=True, help="Read and map each file by itself too.")
 @option("--to", type=click.Choice(["cpu", "cuda"]), help="Measure safetensors' own loader into memory or onto the GPU too; needs torch.")  # fmt: skip
 @option("--python", metavar="PROGRAM", default=sys.executable, help="The interpreter that has torch and safetensors. [default: stager's own]")  # fmt: skip
+@option("--counter", "counter", multiple=True, metavar="[PATH=]FILE", help="A file with a growing number of bytes, such as a network card's, for mounts that the kernel counts nothing of; repeatable.")  # fmt: skip
 @option("--into", metavar="DIR", type=PATH, help="Where models from a store are fetched to, and removed from again. [default: /dev/shm]")  # fmt: skip
 @option("--report", metavar="DIR", type=PATH, help="Write a report with charts, and every number, into DIR.")
 @option("--timeout", type=DURATION, help="Start nothing more after so long.")
@@ -63,6 +65,7 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
     Examples:
       stager bench /models/r1 --quick --yes
       stager bench /mnt/nas/r1 /mnt/oss/r1 oss://bucket/models/r1 --report bench-r1
+      stager bench /mnt/oss/r1 --counter /sys/class/net/eth0/statistics/rx_bytes --yes
       stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
     """
     from stager.jobs.bench.benchmark import Bench
@@ -88,6 +91,7 @@ def _options(
     loaders: tuple[int, ...],
     rounds: int,
     to: str | None,
+    counter: tuple[str, ...],
     into: str | None,
     **rest: Any,
 ) -> BenchOptions:
@@ -101,6 +105,7 @@ def _options(
         rounds=rounds if was_given("rounds") or not quick else 1,
         quick=quick,
         to=to or "",
+        counters=counter_files(counter, paths),
         into=os.path.abspath(into) if into else None,
         command=shlex.join(["stager", *words]),
         **rest,

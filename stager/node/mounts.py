@@ -56,7 +56,8 @@ class MountIdentity:
     namespace: str
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
+    """`text` as the kernel means it: it writes blanks and backslashes in octal."""
     return _OCTAL.sub(lambda m: chr(int(m[1], 8)), text)
 
 
@@ -71,10 +72,10 @@ def parse(text: str) -> dict[int, Mount]:
         mount = Mount(
             int(head[0]),
             head[2],
-            _unescape(head[3]),
-            _unescape(head[4]),
+            unescape(head[3]),
+            unescape(head[4]),
             tail[0],
-            _unescape(tail[1]),
+            unescape(tail[1]),
             tail[2],
         )
         mounts[mount.id] = mount

@@ -155,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-background", type=int, default=0, metavar="N", help="default: the kernel's, 12")
     add("--threads", type=int, default=4, help="to start with; more come when these wait")
     add("--count-file", metavar="PATH", help="JSON counters, written at SIGUSR1 and at the end")
+    add("--live-file", metavar="PATH", help="bytes asked of the store behind so far, always up to date")
     add("--lifetime", type=float, metavar="S", help="give up after this long, hung readers included")
     add(
         "--lifeline",
@@ -237,7 +238,7 @@ def main() -> None:
     if o.lifeline:
         threading.Thread(target=watch, daemon=True).start()
     device = wire.mount(mountpoint, o.fsname, o.subtype, writable=bool(o.writes))
-    server = Server(device, tree, _habits(o), stop, source=o.source)
+    server = Server(device, tree, _habits(o), stop, source=o.source, live=o.live_file)
     try:
         server.run(o.threads)
         minor = wire.mount_minor(mountpoint)

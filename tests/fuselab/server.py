@@ -62,6 +62,7 @@ class Server:
         stopped: Callable[[], None],
         *,
         source: str | None = None,
+        live: str | None = None,
     ) -> None:
         self._device, self._tree, self._habits, self._stopped = device, tree, habits, stopped
         self._lock = threading.Lock()
@@ -74,7 +75,11 @@ class Server:
         self._next_handle = 0
         self._files: dict[bytes, Tally] = {}
         self._max_handles = self._max_reads = self._reads = self._hung = self._served = 0
-        self._threads = self._idle = self._dumps = 0
+        self._threads = self._idle = self._dumps = self._fetched = 0
+        self._live = (
+            os.open(live, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644) if live else -1
+        )
+        self._count_live(0)
         self._total = Rate(habits.total_rate) if habits.total_rate and not habits.pool else None
         self._pool = Pool(habits.pool) if habits.pool else None
         self._ops: dict[int, Callable[[int, memoryview], tuple[bytes | memoryview, ...]]] = {
@@ -437,7 +442,14 @@ class Server:
             handle.tally.served += len(content)
             handle.tally.fetched += fetched
             self._served += len(content)
+            self._count_live(fetched)
         wire.reply(device, unique, content)
+
+    def _count_live(self, fetched: int) -> None:
+        """Bytes asked of the store behind, in a file that is right before the kernel has the answer; with the lock."""
+        self._fetched += fetched
+        if self._live >= 0:
+            os.pwrite(self._live, f"{self._fetched}\n".encode(), 0)
 
     def _fetch(self, handle: Handle, offset: int, size: int, data: bytearray) -> tuple[int, memoryview]:
         """The content, no earlier than the habits allow, and what the store behind gave for it."""

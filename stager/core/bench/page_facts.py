@@ -68,5 +68,6 @@ def _facts(storage: BenchStorage) -> dict[str, str]:
         "pages after an open": storage.keeps,
         "residency by": storage.residency_by,
         "block device": storage.device,
+        "bytes from below by": storage.counter,
         "fetched into": storage.target,
     }

@@ -58,8 +58,8 @@ _RULES: tuple[Prose, ...] = (
     ),
     "Every method reads the same files. Several loaders are processes that load them at the same time on one node; they share its page cache.",
     (
-        "CPU is the time of all processes of a run, user and system. Bytes from the device are what the block device delivered meanwhile, to anybody; "
-        "? where there is no block device."
+        "CPU is the time of all processes of a run, user and system. Bytes from below are what came from the device, the server or the store meanwhile, to "
+        "anybody: by how much the counter grew that stands beside the storage below, or for a store what the fetch itself counted; ? where nothing counts them."
     ),
     (
         "Throughput is the bytes that one loader reads by the median of the seconds. st. dev. is that of a sample (n - 1), 0 of a single value. "

@@ -182,7 +182,7 @@ def loads(results: Results, storage: str, name: str) -> Table:
         "st. dev.",
         "throughput",
         "CPU",
-        "from device",
+        "from below",
     )
     rows: list[tuple[Entry | Runs, ...]] = []
     for cell in results.whole(storage):

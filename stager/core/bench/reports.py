@@ -38,8 +38,9 @@ class BenchRun(Event):
     `run` is its id, `round` counts from 1. `file` is empty for the whole model, else the only file that was read. `bytes` is what one loader
     reads. `seconds` is the wall time from the start to the end of the last loader, `loader_seconds` each loader's own (the steps
     before the loaders, like warming, count in both). `files` is known for the methods that read with loaders of stager's
-    own. `cpu_seconds` is that of all processes the run started. `device_bytes` is what the block device below delivered
-    meanwhile, to anybody; None where there is no such device. `resident_before` and `resident_after` are bytes in the page cache,
+    own. `cpu_seconds` is that of all processes the run started. `device_bytes` are those that came from below meanwhile, and
+    `device_bytes_by` says who counted them: ``diskstats`` (the block device), ``nfs`` (what READ calls on that mount brought), ``counter`` (a file that the user
+    named), all for anybody; or ``fetch`` (what its summary says came from the store). None and empty where nobody did. `resident_before` and `resident_after` are bytes in the page cache,
     None where that cannot be known; `residency_by` says how they were counted: ``cachestat``, ``mincore``, ``memory-fs``, or ``canary`` on a mount that
     drops pages when a file is opened (there, nothing is ever resident at the start of a run, and nobody can look afterwards).
     A `disturbed` run counts nowhere; `reason` says what disturbed it. `failed` says why it did not end well; it counts nowhere either.
@@ -70,6 +71,7 @@ class BenchRun(Event):
     reason: str = ""
     failed: str = ""
     timeline: tuple[tuple[float, int, int], ...] = ()
+    device_bytes_by: str = ""
 
     @property
     def counts(self) -> bool:
@@ -116,6 +118,7 @@ class BenchCell(Event):
     device_bytes: int | None
     runs: tuple[str, ...]
     unmeasured: str = ""
+    device_bytes_by: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -135,7 +138,7 @@ class BenchStorage:
     its only file is read where none is small enough, else None. `mount_options` are without secrets. `keeps` says whether
     pages outlive an open (``keeps``, ``drops``, ``direct-io``, ``unknown``); it and `residency_by` are empty for a store.
     `target` is the folder that a store's files are fetched into, with its filesystem, else empty.
-    `limits` are the lines that say what cannot be measured there.
+    `limits` are the lines that say what cannot be measured there. `counter` is where bytes from below are counted, empty where nowhere.
     """
 
     path: str
@@ -154,6 +157,7 @@ class BenchStorage:
     device: str
     target: str
     limits: tuple[str, ...] = ()
+    counter: str = ""
 
     @property
     def sampled(self) -> bool:

@@ -55,6 +55,7 @@ def make_cell(
         device_bytes=int(median(counted)) if counted else None,
         runs=tuple(run.run for run in good),
         unmeasured="" if good else unmeasured or _why_none(runs),
+        device_bytes_by=next((run.device_bytes_by for run in good if run.device_bytes is not None), ""),
     )
 
 

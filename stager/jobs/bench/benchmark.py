@@ -8,11 +8,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from stager import __version__
+from stager.core.bench.counting import CounterFiles
 from stager.core.bench.plan import (
     QUICK_S,
     Trial,
@@ -40,7 +41,14 @@ from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import Children
 from stager.jobs.bench.conclusion import conclusion
-from stager.jobs.bench.ground import Ground, StoreGround, look_at, look_at_store, new_folder
+from stager.jobs.bench.ground import (
+    Ground,
+    StoreGround,
+    check_counters,
+    look_at,
+    look_at_store,
+    new_folder,
+)
 from stager.jobs.bench.methods import Methods
 from stager.jobs.bench.paths import each_once
 from stager.jobs.bench.probe import fetch_rate, give_back, rates
@@ -62,7 +70,7 @@ _CLOSING_S = 8.0  # for the end of one that is stopped: the process may live for
 class BenchOptions:
     """Everything ``stager bench`` can be told. `methods` empty: all. `to` is ``cpu``, ``cuda`` or empty; `python` the interpreter for it.
 
-    `into` is where models are fetched to, None for /dev/shm. `report` is the folder of the report, None for none. `command` is the
+    `counters` are files that count bytes from below where the kernel does not. `into` is where models are fetched to, None for /dev/shm. `report` is the folder of the report, None for none. `command` is the
     command line, for the report.
     """
 
@@ -75,6 +83,7 @@ class BenchOptions:
     per_file: bool = False
     to: str = ""
     python: str = ""
+    counters: CounterFiles = field(default_factory=CounterFiles)
     into: str | None = None
     report: str | None = None
     timeout: float | None = None
@@ -137,7 +146,13 @@ class Bench:
         self._machine = _machine(Gauge().read(), os.getloadavg()[0])
         if options.to:
             await runtime.in_thread("looking for torch", self._methods.check_safetensors)
+        await runtime.in_thread("reading --counter", partial(check_counters, options.counters))
         grounds = [await self._ground(path) for path in self._paths]
+        used = {ground.counter.what for ground in grounds if isinstance(ground, Ground)}
+        for name in options.counters.all:
+            if name not in used:
+                text = f"--counter {shown(name)} is not read: every mount has a counter of its own"
+                self._reporter.emit(Note("warning", "counter", text))
         if options.report:
             await self._prepare(options.report)
         await runtime.in_thread("starting a lifeline", partial(self._children.begin, self._methods.env))
@@ -171,7 +186,7 @@ class Bench:
         options = self._options
         selection = replace(options.selection, paths=(path,))
         if not is_remote(path):
-            return await look_at(path, selection)
+            return await look_at(path, selection, options.counters)
         into = options.into or _shm()
         if not os.path.isdir(into):
             raise NotFound(f"`{shown(into)}`: no such folder", hint="name a folder to fetch into with --into")

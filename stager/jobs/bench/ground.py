@@ -7,12 +7,13 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from stager.core.bench.counting import COUNTER, DISKSTATS, CounterFiles
 from stager.core.bench.reports import BenchStorage
-from stager.core.errors import from_oserror
+from stager.core.errors import UsageError, from_oserror
 from stager.core.location import told
 from stager.core.model import Known
 from stager.core.select import selected
@@ -22,6 +23,7 @@ from stager.jobs import remote
 from stager.jobs.survey import MountFacts, Surveyor
 from stager.node import counters, pagecache
 from stager.node.canary import Keeps
+from stager.node.counters import Counter
 from stager.node.files import opened
 from stager.node.filesystems import Pattern
 
@@ -54,6 +56,7 @@ class Ground:
     why_not_cold: str = ""
     why_not_warm: str = ""
     stayed: str = ""
+    counter: Counter = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
@@ -225,14 +228,15 @@ def _literally(name: str) -> str:
     return re.sub(r"([\[*?])", r"[\1]", name)
 
 
-async def look_at(path: str, selection: Selection) -> Ground:
-    """The ground of one PATH on a mount. Raises as `Surveyor.find`, and `StagerError` for a file that cannot be opened."""
+async def look_at(path: str, selection: Selection, files: CounterFiles | None = None) -> Ground:
+    """The ground of one PATH on a mount. `files` count bytes from below where nothing else does. Raises as `Surveyor.find`, and `StagerError` for a file that cannot be opened."""
     surveyor = Surveyor(selection, refuse=False)
     survey = await surveyor.find()
     await surveyor.ask_mounts(survey)
     facts = survey.facts(max(survey.files, key=lambda file: file.size))
     known, why = await runtime.in_thread(f"looking at {shown(path)}", partial(_known, survey.files, facts))
-    storage = _storage(path, survey.files, facts, known)
+    counter = _counter(path, facts, files or CounterFiles())
+    storage = _storage(path, survey.files, facts, known, counter)
     cold = warm = ""
     if facts.traits.pattern is Pattern.MEMORY:
         cold = f"files on {facts.mount.fstype} are memory: they are never cold"
@@ -242,7 +246,30 @@ async def look_at(path: str, selection: Selection) -> Ground:
         cold = warm = f"whether this mount keeps pages cannot be known ({facts.why or 'no clear answer'})"
     elif known is Known.UNKNOWN and not facts.keeps.hopeless:
         cold = warm = f"which pages are resident cannot be known here: {why}"
-    return Ground(storage, selection, facts, tuple(survey.files), None, cold, warm)
+    return Ground(storage, selection, facts, tuple(survey.files), None, cold, warm, counter=counter)
+
+
+def _counter(path: str, facts: MountFacts, files: CounterFiles) -> Counter:
+    if named := files.by_path.get(path):
+        return Counter(COUNTER, named)
+    found = counters.counter_of(facts.mount)
+    return found if found.by or not files.others else Counter(COUNTER, files.others)
+
+
+def check_counters(files: CounterFiles) -> None:
+    """Read each of `files`. Raises `StagerError` for one that is not there or holds no number. Blocks."""
+    for name in files.all:
+        try:
+            counters.number_in(name)
+        except OSError as exc:
+            error = from_oserror(exc, f"--counter `{shown(name)}`")
+            error.hint = "give a FILE that holds a number of bytes, or PATH=FILE with a PATH as it is given"
+            raise error from exc
+        except ValueError as exc:
+            raise UsageError(
+                f"--counter `{shown(name)}`: {exc}",
+                hint="name a file like /sys/class/net/eth0/statistics/rx_bytes",
+            ) from exc
 
 
 def _known(files: Sequence[LocalFile], facts: MountFacts) -> tuple[Known, str]:
@@ -264,7 +291,9 @@ def _known(files: Sequence[LocalFile], facts: MountFacts) -> tuple[Known, str]:
     return found, ""
 
 
-def _storage(path: str, files: Sequence[LocalFile], facts: MountFacts, known: Known) -> BenchStorage:
+def _storage(
+    path: str, files: Sequence[LocalFile], facts: MountFacts, known: Known, counter: Counter
+) -> BenchStorage:
     mount = facts.mount
     total = sum(file.size for file in files)
     limits = []
@@ -272,10 +301,9 @@ def _storage(path: str, files: Sequence[LocalFile], facts: MountFacts, known: Kn
         limits.append(
             "pages after a run: this mount drops them at open, so a second load is as cold as the first"
         )
-    device = counters.block_device(mount.device)
-    if not device and facts.traits.pattern is not Pattern.MEMORY:
+    if not counter.by and facts.traits.pattern is not Pattern.MEMORY:
         limits.append(
-            f"bytes that were delivered from below: {facts.traits.name} has no counter of them here"
+            f"bytes from below: {facts.traits.name} has no counter of them here (--counter names one)"
         )
     return BenchStorage(
         path=path,
@@ -291,9 +319,10 @@ def _storage(path: str, files: Sequence[LocalFile], facts: MountFacts, known: Kn
         part=None,
         keeps=facts.keeps.value,
         residency_by="canary" if facts.keeps.hopeless else known.value,
-        device=device,
+        device=counter.what if counter.by == DISKSTATS else "",
         target="",
         limits=tuple(limits),
+        counter=str(counter),
     )
 
 
@@ -327,6 +356,7 @@ async def look_at_store(
         device="",
         target=into,
         limits=("the network alone: a fetch is the network, the proof and the writing together",),
+        counter="`fetched` in the summary of stager fetch",
     )
     return StoreGround(storage, location, options, sizes, into, selection.include, selection.exclude)
 

@@ -63,7 +63,7 @@ _ASK = "import sys, torch, safetensors; sys.exit(3 if sys.argv[1] == 'cuda' and 
 
 @dataclass
 class Took:
-    """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for."""
+    """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for; `brought` are the bytes that a fetch counted itself."""
 
     seconds: float = 0.0
     each: tuple[float, ...] = ()
@@ -72,14 +72,14 @@ class Took:
     files: tuple[BenchFile, ...] = ()
     timeline: tuple[tuple[float, int, int], ...] = ()
     failed: str = ""
+    brought: int | None = None
 
     def follows(self, before: Took) -> Took:
         """This run as the second step after `before`."""
         each = tuple(before.seconds + one for one in self.each)
         cpu = before.cpu + self.cpu
-        return Took(
-            before.seconds + self.seconds, each, cpu, self.size, self.files, before.timeline, self.failed
-        )
+        seconds = before.seconds + self.seconds
+        return Took(seconds, each, cpu, self.size, self.files, before.timeline, self.failed, before.brought)
 
 
 @dataclass
@@ -141,6 +141,8 @@ class Methods:
         words = ["fetch", str(ground.location), folder, *ground.words(), *self._judging("fetched.json")]
         ended = self.children.command([*own_program(), *words], self.env, until=until)
         took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, (), timeline(ended, "fetch"))
+        brought = last_event(ended, "fetch_summary").get("fetched")
+        took.brought = brought if isinstance(brought, int) else None
         if ended.code:
             took.failed = failure_of(ended)
         return took

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from stager.core.bench.counting import FETCH
 from stager.core.bench.plan import FETCH_MMAP, NAMES, READ, repeats
 from stager.core.bench.reports import COLD, WARM, BenchRun
 from stager.core.units import format_size, shown
@@ -114,16 +115,17 @@ class Trials:
     def _measure(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
         before = _chilled(ground) if state == COLD else self._filled(ground)
         took = Took()
-        drops, read = counters.cache_drops(), counters.delivered(ground.storage.device)
+        drops, read = counters.cache_drops(), ground.counter.read()
         if not before.wrong:
             took = _tried(partial(self.methods.on_mount, trial.method, ground, trial.loaders, self.until))
-        now = counters.delivered(ground.storage.device)
+        now = ground.counter.read()
         after = _counted(ground)
         lost = _lost(ground, after, dropped=counters.cache_drops() > drops)
         run = _made(ground.storage, trial, state, number, took, ground.total)
         return replace(
             run,
-            device_bytes=now - read if now is not None and read is not None else None,
+            device_bytes=_grown(read, now),
+            device_bytes_by=ground.counter.by if _grown(read, now) is not None else "",
             resident_before=before.resident,
             resident_after=after,
             disturbed=bool(before.wrong or (lost and not took.failed)),
@@ -211,13 +213,19 @@ def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: To
         loader_seconds=took.each,
         files=took.files,
         cpu_seconds=took.cpu,
-        device_bytes=None,
+        device_bytes=took.brought,
+        device_bytes_by=FETCH if took.brought is not None else "",
         resident_before=None,
         resident_after=None,
         residency_by=storage.residency_by,
         failed=took.failed,
         timeline=took.timeline,
     )
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    """By how much a counter has grown; None when it is not known, or began anew."""
+    return after - before if before is not None and after is not None and after >= before else None
 
 
 def _tried(call: Callable[[], Took]) -> Took:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import shutil
@@ -142,3 +143,14 @@ def test_changed_file_is_never_called_warm(model: str, gate: str, change: Callab
     assert lab.stager("ready", "--marker", gate).returncode == 0
     with open(f"{SERVER}/{model}", "rb") as ours, open(f"{CLIENT}/{model}", "rb") as theirs:
         assert ours.read() == theirs.read()
+
+
+def test_a_benchmark_counts_what_came_from_the_server(model: str) -> None:
+    words = ["--methods", "read", "--loaders", "1", "--rounds", "1"]
+    done = lab.stager("bench", "--yes", "--json", *words, CLIENT)
+    assert done.returncode == 0, done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    runs = {line["state"]: line for line in lines if line["type"] == "bench_run"}
+    assert {run["device_bytes_by"] for run in runs.values()} == {"nfs"}
+    assert runs["cold"]["device_bytes"] == SIZE
+    assert runs["warm"]["device_bytes"] == 0
