@@ -77,9 +77,13 @@ def from_server(text: str, point: str) -> int | None:
             here = unescape(match[1]) == point and match[2] in _NFS
         elif here and line.split()[:1] == ["bytes:"]:
             numbers = line.split()[1:]
-            if len(numbers) > _FROM_SERVER and numbers[_FROM_SERVER].isdigit():
+            if len(numbers) > _FROM_SERVER and _decimal(numbers[_FROM_SERVER]):
                 found = int(numbers[_FROM_SERVER])  # of several on one point the last lies on top
     return found
+
+
+def _decimal(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def block_device(number: str) -> str:
