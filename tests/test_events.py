@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 import stager.core
 from stager.core import errors
-from stager.core.bench.reports import BenchFile, BenchMachine, BenchRun, BenchSummary
+from stager.core.bench.reports import BenchFile, BenchMachine, BenchPace, BenchRun, BenchSummary
+from stager.core.bench.setting import Setting
 from stager.core.bench.stats import make_cell
+from stager.core.bench.verdict import BenchSweep, SweepFigure
 from stager.core.events import Event, Failure, FileProblem, FileResidency, Note, Progress, Stall, jsonable
 from stager.core.fetch_reports import FetchForecast, FetchSummary
 from stager.core.model import Known, Residency
@@ -230,6 +232,22 @@ BENCH = BenchSummary(
     table="the table",
 )
 
+BENCH_SWEEP = BenchSweep(
+    storage="/mnt/oss/r1",
+    filesystem="fuse.ossfs2",
+    bytes=2 << 30,
+    best=SweepFigure(Setting(16, 64 << 20), 4.0, float(1 << 29), ("r1", "r4")),
+    even=(SweepFigure(Setting(32, 64 << 20), 4.0, float(1 << 29), ("r2", "r5")),),
+    adaptive=SweepFigure(None, 6.0, (2 << 30) / 6.0, ("r3", "r6")),
+    ended_lanes=(8, 12),
+    ratio=1.5,
+    beyond_noise=True,
+    noise=0.05,
+    assumed=False,
+    once=(Setting(1, 0),),
+    command="stager warm /mnt/oss/r1 -P 16 --span 64MiB --no-adapt",
+)
+
 SAMPLES: dict[str, Event] = {
     "note-info": Note("info", "second_run", "everything is resident already"),
     "note-warning": Note("warning", "marker", "/run/stager: read-only", hint="name one with `--marker`"),
@@ -372,6 +390,10 @@ SAMPLES: dict[str, Event] = {
     "bench-run-disturbed": replace(BENCH_RUN, run="r2", disturbed=True, reason="3.0 MiB of it are gone"),
     "bench-run-failed": replace(BENCH_RUN, run="r3", failed="it ended with 9"),
     "bench-cell": make_cell("/mnt/oss/r1", "fuse.ossfs2", "read", "cold", 2, file="", runs=(BENCH_RUN,)),
+    "bench-run-of-a-sweep": replace(
+        BENCH_RUN, run="r4", method="warm", setting=Setting(16, 64 << 20), pace=BenchPace(16, 16, split=False)
+    ),
+    "bench-sweep": BENCH_SWEEP,
     "bench": BENCH,
 }
 

@@ -23,13 +23,16 @@ from stager.cli.options import (
     with_selection,
 )
 from stager.cli.store_options import with_store_options
+from stager.cli.sweep_options import with_sweep
 from stager.core.bench.counting import counter_files
-from stager.core.bench.plan import METHODS, parse_loaders, parse_methods
+from stager.core.bench.plan import METHODS, WARMING, parse_loaders, parse_methods
+from stager.core.bench.sweep import QUICK_ROUNDS
 from stager.core.errors import AnswerNo, UsageError
 from stager.core.location import Location, is_remote, told
 from stager.jobs.options import Selection
 
 if TYPE_CHECKING:
+    from stager.core.bench.sweep import Grid
     from stager.jobs.bench.benchmark import BenchOptions
 
 _QUICK_LOADERS = (1, 4)
@@ -48,6 +51,7 @@ _QUICK_LOADERS = (1, 4)
 @option("--python", metavar="PROGRAM", default=sys.executable, help="The interpreter that has torch and safetensors. [default: stager's own]")  # fmt: skip
 @option("--counter", "counter", multiple=True, metavar="[PATH=]FILE", help="A file with a growing number of bytes, such as a network card's, for mounts that the kernel counts nothing of; repeatable.")  # fmt: skip
 @option("--into", metavar="DIR", type=PATH, help="Where models from a store are fetched to, and removed from again. [default: /dev/shm]")  # fmt: skip
+@with_sweep
 @option("--report", metavar="DIR", type=PATH, help="Write a report with charts, and every number, into DIR.")
 @option("--timeout", type=DURATION, help="Start nothing more after so long.")
 @option("--yes", is_flag=True, help="Evict the pages of these files without asking.")
@@ -67,6 +71,7 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
       stager bench /mnt/nas/r1 /mnt/oss/r1 oss://bucket/models/r1 --report bench-r1
       stager bench /mnt/oss/r1 --counter /sys/class/net/eth0/statistics/rx_bytes --yes
       stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
+      stager bench /mnt/oss/r1 --sweep --report sweep-r1
     """
     from stager.jobs.bench.benchmark import Bench
     from stager.jobs.bench.paths import look_for
@@ -88,8 +93,10 @@ def _options(
     exclude: tuple[str, ...],
     *,
     quick: bool,
+    methods: tuple[str, ...],
     loaders: tuple[int, ...],
     rounds: int,
+    sweep: Grid | None,
     to: str | None,
     counter: tuple[str, ...],
     into: str | None,
@@ -98,12 +105,20 @@ def _options(
     """What the user asked for; a quick benchmark does less of what was left open."""
     from stager.jobs.bench.benchmark import BenchOptions
 
+    if sweep is not None:
+        methods, loaders = (WARMING,), (1,)
+    elif quick and not was_given("loaders"):
+        loaders = _QUICK_LOADERS
+    if quick and not was_given("rounds"):
+        rounds = QUICK_ROUNDS if sweep else 1
     words = [told(word) if is_remote(word) else word for word in sys.argv[1:]]
     return BenchOptions(
         selection=Selection(paths=paths, include=include, exclude=exclude),
-        loaders=loaders if was_given("loaders") or not quick else _QUICK_LOADERS,
-        rounds=rounds if was_given("rounds") or not quick else 1,
+        methods=methods,
+        loaders=loaders,
+        rounds=rounds,
         quick=quick,
+        sweep=sweep,
         to=to or "",
         counters=counter_files(counter, paths),
         into=os.path.abspath(into) if into else None,

@@ -66,11 +66,11 @@ class Results:
 
     def left_out(self, cell: BenchCell) -> tuple[str, ...]:
         """The ids of the runs of `cell` that count nowhere."""
-        return tuple(run.run for run in self.all_runs if not run.counts and key_of(run) == cell.key)
+        return tuple(run.run for run in self.all_runs if not run.counts and run.key == cell.key)
 
     def reference(self, cell: BenchCell) -> BenchCell | None:
         """The cell that `cell` is held against: ``read``, cold, with as many loaders, of the same bytes; None without it."""
-        key = (cell.storage, cell.file, READ, COLD, cell.loaders)
+        key = (cell.storage, cell.file, READ, COLD, cell.loaders, None)
         return next((one for one in self.cells if one.key == key and one.seconds), None)
 
     def over_time(self, storage: str) -> BenchRun | None:
@@ -79,7 +79,7 @@ class Results:
             found = [
                 run
                 for run in self.all_runs
-                if key_of(run) == (storage, "", method, COLD, self.least)
+                if run.key == (storage, "", method, COLD, self.least, None)
                 and run.counts
                 and len(run.timeline) > 1
             ]
@@ -91,11 +91,6 @@ class Results:
         """Whether there are such runs, but none with a timeline."""
         there = any(c.method in (WARMING, FETCH) and c.state == COLD and c.runs for c in self.whole(storage))
         return there and self.over_time(storage) is None
-
-
-def key_of(run: BenchRun) -> tuple[str, str, str, str, int]:
-    """The key of the cell that `run` belongs to."""
-    return (run.storage, run.file, run.method, run.state, run.loaders)
 
 
 def seconds(value: float, how: str, runs: tuple[str, ...]) -> Entry:
@@ -268,7 +263,7 @@ def single_files(results: Results, storage: str, name: str) -> Table:
 
 def files_within(results: Results, storage: str, name: str) -> Table:
     """Each file's time within the runs of ``read`` from cold with the fewest loaders; the largest `MOST_FILES`."""
-    key = (storage, "", READ, COLD, results.least)
+    key = (storage, "", READ, COLD, results.least, None)
     cell = next((cell for cell in results.cells if cell.key == key), None)
     found: dict[str, list[tuple[int, float, str]]] = {}
     for run in cell.runs if cell else ():

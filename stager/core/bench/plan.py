@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stager.core.errors import UsageError
 from stager.core.units import MIB
+
+if TYPE_CHECKING:
+    from stager.core.bench.setting import Setting
 
 NAMES, OFFSETS, READ = "mmap-names", "mmap-offsets", "read"
 RECIPE, VMTOUCH, WARMING, WARM_MMAP = "recipe", "vmtouch", "warm", "warm+mmap"
@@ -23,18 +27,20 @@ ALONE = (READ, OFFSETS)
 
 QUICK_S = 108.0
 """When a quick benchmark starts nothing more, in seconds: the rest of two minutes is for its end."""
-_QUICK_WORK_S = 75.0  # what its runs may take if the probe was right
+QUICK_WORK_S = 75.0
+"""What the runs of a quick benchmark may take, in seconds, if its first look at the rate was right."""
 _OVERHEAD_S = 0.6  # of a run beside its reading: processes that start, pages that are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One method with so many loaders on one storage (its index); of the only file `file`, or of the whole."""
+    """One method with so many loaders on one storage (its index); of the only file `file`, or of the whole; ``warm`` with `setting`, or as it is."""
 
     storage: int
     method: str
     loaders: int
     file: str = ""
+    setting: Setting | None = None
 
 
 def methods_for(wanted: Sequence[str], *, store: bool, to: str) -> tuple[str, ...]:
@@ -55,9 +61,14 @@ def parse_methods(text: str) -> tuple[str, ...]:
 
 def parse_loaders(text: str) -> tuple[int, ...]:
     """The numbers in a comma-separated list, ascending, each once. Raises `UsageError` unless they lie in 1..256."""
+    return parse_numbers(text, "loaders")
+
+
+def parse_numbers(text: str, of: str) -> tuple[int, ...]:
+    """As `parse_loaders`; `of` is what they are numbers of."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= 256 for word in words):
-        raise UsageError(f"`{text}` is not a list of numbers of loaders", hint="write it like 1,4,8,16")
+        raise UsageError(f"`{text}` is not a list of numbers of {of}", hint="write it like 1,4,8,16")
     return tuple(sorted({int(word) for word in words}))
 
 
@@ -101,7 +112,7 @@ def quick_bytes(trials: Sequence[Trial], read_rate: float, mmap_rate: float, rou
         per_byte += 1.4 / max(
             1.0, mmap_rate if slow else read_rate
         )  # 0.4 for the second load, and for the unforeseen
-    work = _QUICK_WORK_S - rounds * _OVERHEAD_S * 2 * len(trials)
+    work = QUICK_WORK_S - rounds * _OVERHEAD_S * 2 * len(trials)
     return int(max(work, 5.0) / rounds / per_byte) if per_byte else 0
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from stager.core.events import Event
 from stager.core.units import count, format_duration, format_size, shown
 
+if TYPE_CHECKING:
+    from stager.core.bench.setting import Setting
+    from stager.core.bench.verdict import BenchSweep
+
 COLD, WARM = "cold", "warm"
+Key: TypeAlias = "tuple[str, str, str, str, int, Setting | None]"
+"""Storage, file, method, state, loaders, setting: what tells one cell from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,15 @@ class BenchFile:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class BenchPace:
+    """How a run of ``stager warm`` was paced: the lanes in force at its end, the most it allowed, whether it split files of itself."""
+
+    lanes: int
+    peak: int
+    split: bool
+
+
 @dataclass(frozen=True)
 class BenchRun(Event):
     """One timed run. Sizes in bytes, times in seconds.
@@ -44,7 +59,8 @@ class BenchRun(Event):
     None where that cannot be known; `residency_by` says how they were counted: ``cachestat``, ``mincore``, ``memory-fs``, or ``canary`` on a mount that
     drops pages when a file is opened (there, nothing is ever resident at the start of a run, and nobody can look afterwards).
     A `disturbed` run counts nowhere; `reason` says what disturbed it. `failed` says why it did not end well; it counts nowhere either.
-    `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``.
+    `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``. `setting` is what ``stager warm`` was told in a
+    sweep (a span of 0 is a whole file), None for what it does by itself; `pace` what came of it.
     """
 
     type: ClassVar[str] = "bench_run"
@@ -72,6 +88,13 @@ class BenchRun(Event):
     failed: str = ""
     timeline: tuple[tuple[float, int, int], ...] = ()
     device_bytes_by: str = ""
+    setting: Setting | None = None
+    pace: BenchPace | None = None
+
+    @property
+    def key(self) -> Key:
+        """The key of the cell that the run belongs to."""
+        return (self.storage, self.file, self.method, self.state, self.loaders, self.setting)
 
     @property
     def counts(self) -> bool:
@@ -80,7 +103,8 @@ class BenchRun(Event):
 
     def text(self) -> str:
         """One line."""
-        what = f"{shown(self.storage)}: {self.method}, {self.state}, {count(self.loaders, 'loader')}"
+        method = f"{self.method} {self.setting}" if self.setting else self.method
+        what = f"{shown(self.storage)}: {method}, {self.state}, {count(self.loaders, 'loader')}"
         if self.file:
             what += f", {shown(self.file)}"
         if self.failed:
@@ -96,7 +120,7 @@ class BenchCell(Event):
 
     `rounds` counts the runs in the numbers, `disturbed` and `failed` those left out; `runs` has the ids of those in the numbers.
     `seconds` is over the runs' wall times, `loader_seconds` over every loader of every run. `throughput` is bytes/s that
-    one loader sees: `bytes` by the median of `seconds`. All are None in a cell without a run: `unmeasured` says why.
+    one loader sees: `bytes` by the median of `seconds`. All are None in a cell without a run: `unmeasured` says why. `setting` is that of the runs.
     """
 
     type: ClassVar[str] = "bench_cell"
@@ -119,11 +143,12 @@ class BenchCell(Event):
     runs: tuple[str, ...]
     unmeasured: str = ""
     device_bytes_by: str = ""
+    setting: Setting | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
+    def key(self) -> Key:
         """What tells one cell from another."""
-        return (self.storage, self.file, self.method, self.state, self.loaders)
+        return (self.storage, self.file, self.method, self.state, self.loaders, self.setting)
 
     def text(self) -> str:
         """Nothing: the table says it."""
@@ -232,11 +257,12 @@ class BenchSummary(Event):
 
 @dataclass(frozen=True, slots=True)
 class BenchResults:
-    """Everything of one benchmark, for a report: every number of `cells` follows from `runs`."""
+    """Everything of one benchmark, for a report: every number of `cells` follows from `runs`, and `sweeps` from both."""
 
     summary: BenchSummary
     runs: tuple[BenchRun, ...]
     cells: tuple[BenchCell, ...]
+    sweeps: tuple[BenchSweep, ...] = ()
 
     def run(self, run: str) -> BenchRun:
         """The run with this id. Raises ``KeyError``."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median, stdev
+from typing import TYPE_CHECKING
 
 from stager.core.bench.reports import BenchCell, BenchRun, Spread
+
+if TYPE_CHECKING:
+    from stager.core.bench.setting import Setting
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -29,6 +33,7 @@ def make_cell(
     file: str,
     runs: Sequence[BenchRun],
     unmeasured: str = "",
+    setting: Setting | None = None,
 ) -> BenchCell:
     """The cell of `runs`, which are all of one kind. Where none of them counts, `unmeasured` says why, else the runs themselves do."""
     good = [run for run in runs if run.counts]
@@ -56,6 +61,7 @@ def make_cell(
         runs=tuple(run.run for run in good),
         unmeasured="" if good else unmeasured or _why_none(runs),
         device_bytes_by=next((run.device_bytes_by for run in good if run.device_bytes is not None), ""),
+        setting=setting,
     )
 
 
@@ -66,11 +72,17 @@ def _why_none(runs: Sequence[BenchRun]) -> str:
 
 
 def runs_of(
-    runs: Iterable[BenchRun], storage: str, method: str, state: str, loaders: int, file: str
+    runs: Iterable[BenchRun],
+    storage: str,
+    method: str,
+    state: str,
+    loaders: int,
+    file: str,
+    setting: Setting | None = None,
 ) -> list[BenchRun]:
     """Those of `runs` that belong to one cell, in their order."""
-    key = (storage, method, state, loaders, file)
-    return [run for run in runs if (run.storage, run.method, run.state, run.loaders, run.file) == key]
+    key = (storage, file, method, state, loaders, setting)
+    return [run for run in runs if run.key == key]
 
 
 def times_as_fast(cell: BenchCell, than: BenchCell | None) -> float | None:

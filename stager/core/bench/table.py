@@ -32,7 +32,7 @@ def table(storages: Sequence[BenchStorage], cells: Sequence[BenchCell]) -> str:
 
 def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
     loaders = sorted({cell.loaders for cell in cells})
-    lines = [_head(storage)]
+    lines = [head(storage)]
     rows = [["method", "load", *(count(number, "loader") for number in loaders), "bytes/s", "CPU"]]
     rows += [
         _row(cells, file, method, state, loaders)
@@ -49,11 +49,11 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
         lines.append(
             "  Nx: times as fast as a cold `read` with as many loaders. bytes/s, CPU: of the first column that has a number."
         )
-    lines += [f"  not measured: {line}" for line in _reasons(storage, cells)]
+    lines += [f"  not measured: {line}" for line in reasons(storage, cells)]
     return "\n".join(lines)
 
 
-def _head(storage: BenchStorage) -> str:
+def head(storage: BenchStorage) -> str:
     whole = f"{count(storage.of_files, 'file')}, {format_size(storage.of_bytes)}"
     parts = [storage.filesystem, whole]
     if storage.part is not None:
@@ -86,7 +86,7 @@ def _figure(cells: list[BenchCell], cell: BenchCell | None) -> str:
         return ""
     if cell.seconds is None:
         return "unknown"
-    base = (cell.storage, cell.file, READ, COLD, cell.loaders)
+    base = (cell.storage, cell.file, READ, COLD, cell.loaders, None)
     times = times_as_fast(cell, next((one for one in cells if one.key == base), None))
     return f"{seconds_text(cell.seconds.median)} {_times(times):>5}"
 
@@ -97,7 +97,7 @@ def _times(times: float | None) -> str:
     return f"{times:.1f}x" if times < 99.5 else f"{times:.0f}x"
 
 
-def _reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
+def reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
     """Why cells are empty, each reason once with the methods it is about."""
     about: dict[str, list[str]] = {}
     for cell in cells:

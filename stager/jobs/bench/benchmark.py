@@ -52,6 +52,7 @@ from stager.jobs.bench.ground import (
 from stager.jobs.bench.methods import Methods
 from stager.jobs.bench.paths import each_once
 from stager.jobs.bench.probe import fetch_rate, give_back, rates
+from stager.jobs.bench.sweep import Sweep
 from stager.jobs.bench.trial import Trials
 from stager.jobs.options import Selection
 from stager.node import reclaim
@@ -60,6 +61,7 @@ from stager.store.opening import StoreOptions
 
 if TYPE_CHECKING:
     from stager.core.bench.reports import BenchResults
+    from stager.core.bench.sweep import Grid
     from stager.core.model import MemorySnapshot
     from stager.engine.report import Reporter
 
@@ -70,8 +72,8 @@ _CLOSING_S = 8.0  # for the end of one that is stopped: the process may live for
 class BenchOptions:
     """Everything ``stager bench`` can be told. `methods` empty: all. `to` is ``cpu``, ``cuda`` or empty; `python` the interpreter for it.
 
-    `counters` are files that count bytes from below where the kernel does not. `into` is where models are fetched to, None for /dev/shm. `report` is the folder of the report, None for none. `command` is the
-    command line, for the report.
+    `counters` are files that count bytes from below where the kernel does not. `into` is where models are fetched to, None for /dev/shm. `report` is
+    the folder of the report, None for none. `sweep` are the settings of a sweep, None for no sweep. `command` is the command line, for the report.
     """
 
     selection: Selection
@@ -86,6 +88,7 @@ class BenchOptions:
     counters: CounterFiles = field(default_factory=CounterFiles)
     into: str | None = None
     report: str | None = None
+    sweep: Grid | None = None
     timeout: float | None = None
     marker: str = DEFAULT_PATH
     command: str = ""
@@ -101,6 +104,7 @@ class Bench:
         self._scratch = new_folder()
         self._methods = Methods(self._children, self._scratch, options.to, options.python)
         self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
+        self._sweep = Sweep(options.sweep, self._trials, options.rounds) if options.sweep else None
         self._planned: list[Trial] = []
         self._paths: tuple[str, ...] = ()
         self._stopped = ""
@@ -214,7 +218,10 @@ class Bench:
         else:
             both = await rates(ground, self._methods)
             sizes = [file.size for file in ground.files]
-        found = ground.sampled(sample(sizes, quick_bytes(trials, *both, rounds)))
+        budget = quick_bytes(trials, *both, rounds)
+        if self._sweep is not None:
+            budget = self._sweep.quick_bytes(sizes, both[0])
+        found = ground.sampled(sample(sizes, budget))
         if found.storage.sampled:
             what = count(found.storage.files, "file")
             text = f"--quick: {format_size(found.total)} of {format_size(ground.total)} are read ({what}) of {shown(ground.storage.path)}"
@@ -260,8 +267,11 @@ class Bench:
 
     def _plan(self) -> None:
         options = self._options
-        for index, ground in enumerate(self._trials.grounds):
-            self._planned += self._trials_of(index, ground, per_file=options.per_file)
+        if self._sweep is not None:
+            self._planned = self._sweep.plan()
+        else:
+            for index, ground in enumerate(self._trials.grounds):
+                self._planned += self._trials_of(index, ground, per_file=options.per_file)
         if not self._planned:
             names = ", ".join(options.methods)
             raise UsageError(
@@ -275,15 +285,18 @@ class Bench:
             self._reporter.emit(Note("info", "proactive_reclaim", pages))
         runs = 2 * options.rounds * len(self._planned)
         rounds = count(options.rounds, "round")
-        self._reporter.emit(
-            Note("info", "plan", f"at most {count(runs, 'run')} in {rounds}, each cold and again")
-        )
+        plan = f"at most {count(runs, 'run')} in {rounds}, each cold and again"
+        if self._sweep is not None:
+            plan = f"{count(len(self._planned), 'setting')}, about {count(self._sweep.at_most(), 'cold run')}"
+        self._reporter.emit(Note("info", "plan", plan))
 
     # Measuring
 
     async def _measure(self) -> bool:
         """Whether all rounds were gone through before the time was up."""
         await self._trials.begin()
+        if self._sweep is not None:
+            return await self._sweep.measure()
         for number in range(self._options.rounds):
             for trial in in_round(self._planned, number):
                 if self._trials.over:
@@ -310,8 +323,8 @@ class Bench:
             seconds=time.monotonic() - self._began,
             ended=ended,
         )
-        for cell in results.cells:
-            self._reporter.emit(cell)
+        for event in (*results.cells, *results.sweeps):
+            self._reporter.emit(event)
         try:
             if options.report:
                 await self._report(results, options.report)

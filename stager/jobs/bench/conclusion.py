@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from stager.core.bench.plan import SAFETENSORS
 from stager.core.bench.reports import COLD, WARM, BenchCell, BenchResults, BenchSummary
 from stager.core.bench.stats import make_cell, runs_of
+from stager.core.bench.sweep_table import sweep_table
 from stager.core.bench.table import table
+from stager.jobs.bench.sweep import verdicts
 
 if TYPE_CHECKING:
     from stager.core.bench.plan import Trial
@@ -37,7 +39,9 @@ def conclusion(
 ) -> BenchResults:
     """What `trials` have measured of what was `planned`. `ended` says why that is not all, empty when it is; `seconds` is how long it took."""
     runs = tuple(trials.runs)
-    cells = tuple(_cell(trials, one, state, ended) for one in planned for state in (COLD, WARM))
+    states = (COLD,) if options.sweep is not None else (COLD, WARM)
+    cells = tuple(_cell(trials, one, state, ended) for one in planned for state in states)
+    sweeps = verdicts(trials, cells) if options.sweep is not None else ()
     storages = tuple(ground.storage for ground in trials.grounds)
     methods = tuple(dict.fromkeys(one.method for one in planned))
     summary = BenchSummary(
@@ -58,14 +62,15 @@ def conclusion(
         command=options.command,
         report=os.path.abspath(options.report) if options.report else "",
         ended=ended,
-        table=table(storages, cells),
+        table=table(storages, cells) if options.sweep is None else sweep_table(storages, cells, sweeps),
     )
-    return BenchResults(summary, runs, cells)
+    return BenchResults(summary, runs, cells, sweeps)
 
 
 def _cell(trials: Trials, trial: Trial, state: str, ended: str) -> BenchCell:
     storage = trials.grounds[trial.storage].storage
-    runs = runs_of(trials.runs, storage.path, trial.method, state, trial.loaders, trial.file)
+    kind = (storage.path, trial.method, state, trial.loaders, trial.file, trial.setting)
+    runs = runs_of(trials.runs, *kind)
     why = trials.why_not(trial, state)
     if not runs and not why:
         why = ended or _UNPROVEN
@@ -78,4 +83,5 @@ def _cell(trials: Trials, trial: Trial, state: str, ended: str) -> BenchCell:
         file=trial.file,
         runs=runs,
         unmeasured=why,
+        setting=trial.setting,
     )

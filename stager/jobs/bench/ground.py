@@ -85,6 +85,10 @@ class Ground:
         """What ``stager warm`` is to be told to read these files."""
         if len(self.files) < self.storage.of_files:
             return [self.name(file) for file in self.files]
+        return self.selected_words()
+
+    def selected_words(self) -> list[str]:
+        """What ``stager warm`` is to be told to read all that was asked for, although a run may read less of it."""
         globs = [f"--include={glob}" for glob in self.selection.include]
         return [*self.selection.paths, *globs, *(f"--exclude={glob}" for glob in self.selection.exclude)]
 

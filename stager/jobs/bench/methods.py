@@ -13,13 +13,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from stager.core.bench.plan import NAMES, RECIPE, SAFETENSORS, VMTOUCH, WARM_MMAP, WARMING
-from stager.core.bench.reports import BenchFile
+from stager.core.bench.reports import BenchFile, BenchPace
 from stager.core.errors import UsageError
 from stager.core.units import format_size, shown
 from stager.jobs.bench.children import failure_of
 from stager.node.frozen import is_frozen, worker_command
 
 if TYPE_CHECKING:
+    from stager.core.bench.setting import Setting
     from stager.core.model import LocalFile
     from stager.jobs.bench.children import Children, Ended, Loaded
     from stager.jobs.bench.ground import Ground, StoreGround
@@ -73,13 +74,15 @@ class Took:
     timeline: tuple[tuple[float, int, int], ...] = ()
     failed: str = ""
     brought: int | None = None
+    pace: BenchPace | None = None
 
     def follows(self, before: Took) -> Took:
         """This run as the second step after `before`."""
         each = tuple(before.seconds + one for one in self.each)
         cpu = before.cpu + self.cpu
         seconds = before.seconds + self.seconds
-        return Took(seconds, each, cpu, self.size, self.files, before.timeline, self.failed, before.brought)
+        files, line = self.files, before.timeline
+        return Took(seconds, each, cpu, self.size, files, line, self.failed, before.brought, before.pace)
 
 
 @dataclass
@@ -121,8 +124,16 @@ class Methods:
             return "there is no safetensors file"
         return ""
 
-    def on_mount(self, method: str, ground: Ground, loaders: int, until: float | None) -> Took:
-        """One run of `method` on a mount. Blocks. Raises as `Children`."""
+    def on_mount(
+        self,
+        method: str,
+        ground: Ground,
+        loaders: int,
+        until: float | None,
+        *,
+        setting: Setting | None = None,
+    ) -> Took:
+        """One run of `method` on a mount, ``warm`` with `setting`. Blocks. Raises as `Children`."""
         if method == RECIPE:
             script = _RECIPE if ground.part is None else _RECIPE_PART.format(ground.part)
             return self._plain(["sh", "-c", script], ground, until)
@@ -130,7 +141,7 @@ class Methods:
             part = [] if ground.part is None else ["-p", f"0-{ground.part}"]
             return self._plain(["vmtouch", "-q", "-t", *part, "-0", "-b", "-"], ground, until)
         if method == WARMING:
-            return self._warm(ground, until)
+            return self._warm(ground, until, setting)
         if method == WARM_MMAP:
             warmed = self._warm(ground, until)
             return warmed if warmed.failed else self.load(NAMES, ground, loaders, until).follows(warmed)
@@ -163,11 +174,13 @@ class Methods:
         failed = failure_of(ended) if ended.code else ""
         return Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
 
-    def _warm(self, ground: Ground, until: float | None) -> Took:
-        words = ["warm", *ground.words(), *self._judging("warmed.json")]
+    def _warm(self, ground: Ground, until: float | None, setting: Setting | None = None) -> Took:
+        words = ["warm", *ground.words(), *self._judging("warmed.json"), *(setting.words if setting else ())]
         ended = self.children.command([*own_program(), *words], self.env, until=until)
         took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, (), timeline(ended, "warm"))
         summary = last_event(ended, "warm_summary")
+        if summary:
+            took.pace = BenchPace(int(summary["lanes"]), int(summary["peak"]), bool(summary["split"]))
         if ended.code:
             took.failed = failure_of(ended)
         elif summary.get("outcome") not in _FETCHED_WELL:

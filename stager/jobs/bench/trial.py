@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -73,14 +73,14 @@ class Trials:
         why = ground.why_not_cold if state == COLD else ground.why_not_warm
         return why or self.methods.why_not(trial.method, ground)
 
-    async def run(self, trial: Trial, number: int) -> None:
-        """Both states of `trial` in round `number` (from 1)."""
+    async def run(self, trial: Trial, number: int, states: Sequence[str] = (COLD, WARM)) -> None:
+        """`trial` in round `number` (from 1), in each of `states`; from a store in both."""
         ground = self.grounds[trial.storage]
         if isinstance(ground, StoreGround):
             await self._repeat(trial, WARM, partial(self._fetch, ground, trial, number))
             return
         only = ground.only(trial.file) if trial.file else ground
-        for state in (COLD, WARM):
+        for state in states:
             await self._repeat(trial, state, partial(self._on_mount, only, trial, state, number))
         if not ground.why_not_cold:
             await runtime.in_thread(f"evicting {shown(ground.storage.path)}", partial(_chilled, only))
@@ -117,7 +117,8 @@ class Trials:
         took = Took()
         drops, read = counters.cache_drops(), ground.counter.read()
         if not before.wrong:
-            took = _tried(partial(self.methods.on_mount, trial.method, ground, trial.loaders, self.until))
+            way = partial(self.methods.on_mount, trial.method, ground, trial.loaders, self.until)
+            took = _tried(partial(way, setting=trial.setting))
         now = ground.counter.read()
         after = _counted(ground)
         lost = _lost(ground, after, dropped=counters.cache_drops() > drops)
@@ -220,6 +221,8 @@ def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: To
         residency_by=storage.residency_by,
         failed=took.failed,
         timeline=took.timeline,
+        setting=trial.setting,
+        pace=took.pace,
     )
 
 

@@ -1,0 +1,114 @@
+"""The table of a sweep: for each storage a row for each span size, a column for each number of lanes, and the verdict below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stager.core.bench.reports import BenchCell, BenchStorage
+from stager.core.bench.setting import Setting
+from stager.core.bench.table import head, reasons, seconds_text
+from stager.core.plan import span_text
+from stager.core.units import format_size
+
+if TYPE_CHECKING:
+    from stager.core.bench.verdict import BenchSweep, SweepFigure
+
+_BEST, _EVEN, _ONCE = "*", "=", "~"
+
+
+def sweep_table(
+    storages: Sequence[BenchStorage], cells: Sequence[BenchCell], sweeps: Sequence[BenchSweep]
+) -> str:
+    """One block for each storage."""
+    blocks = []
+    for sweep in sweeps:
+        storage = next(one for one in storages if one.path == sweep.storage)
+        blocks.append(_block(storage, [cell for cell in cells if cell.storage == sweep.storage], sweep))
+    return "\n\n".join(blocks)
+
+
+def _block(storage: BenchStorage, cells: list[BenchCell], sweep: BenchSweep) -> str:
+    lines = [head(storage), *_grid(cells, sweep)] if any(cell.seconds for cell in cells) else [head(storage)]
+    lines += [f"  {line}" for line in sweep_lines(sweep)]
+    if sweep.command:
+        lines.append(f"  so: {sweep.command}")
+    unmeasured = [cell for cell in cells if not cell.seconds]
+    return "\n".join([*lines, *(f"  not measured: {line}" for line in reasons(storage, unmeasured))])
+
+
+def _grid(cells: list[BenchCell], sweep: BenchSweep) -> list[str]:
+    by_setting = {cell.setting: cell for cell in cells}
+    fixed = [setting for setting in by_setting if setting is not None]
+    lanes = sorted({setting.lanes for setting in fixed})
+    marks = _marks(sweep)
+    rows = [["cold", *(f"-P {number}" for number in lanes)]]
+    for span in dict.fromkeys(setting.span for setting in fixed):
+        texts = [_time(by_setting.get(Setting(number, span)), marks) for number in lanes]
+        rows.append([span_text(span), *texts])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    widths[0] = max(widths[0], len("adaptive"))
+    lines = [
+        "  " + "  ".join([f"{row[0]:<{widths[0]}}", *(f"{t:>{w}}" for t, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]  # fmt: skip
+    if sweep.adaptive is not None:
+        took = seconds_text(sweep.adaptive.seconds)
+        lines.append(f"  {'adaptive':<{widths[0]}}  {took}{ended_text(sweep.ended_lanes)}")
+    legend = [f"{_BEST} the best"]
+    legend += [f"{_EVEN} even with it"] if sweep.even else []
+    legend += [f"{_ONCE} measured once, so no candidate"] if sweep.once else []
+    return [*lines, f"  {', '.join(legend)}; others are medians"] if sweep.best else lines
+
+
+def _marks(sweep: BenchSweep) -> dict[Setting | None, str]:
+    marks: dict[Setting | None, str] = dict.fromkeys(sweep.once, _ONCE)
+    marks |= {one.setting: _EVEN for one in sweep.even}
+    return marks | ({sweep.best.setting: _BEST} if sweep.best else {})
+
+
+def _time(cell: BenchCell | None, marks: dict[Setting | None, str]) -> str:
+    if cell is None:
+        return ""
+    mark = marks.get(cell.setting, " ")
+    return f"{seconds_text(cell.seconds.median)}{mark}" if cell.seconds else "unknown "
+
+
+def ended_text(lanes: Sequence[int]) -> str:
+    """With how many lanes the adaptive runs ended: `` (ended at -P 8)``; empty where nothing is known."""
+    if not lanes:
+        return ""
+    low, high = min(lanes), max(lanes)
+    return f" (ended at -P {low})" if low == high else f" (ended at -P {low} to {high})"
+
+
+def sweep_lines(sweep: BenchSweep) -> list[str]:
+    """The verdict in words: the best setting, those even with it, how far from it ``stager warm`` is by itself, and what counts as even."""
+    if sweep.best is None:
+        return [f"no best setting: {sweep.unmeasured}"]
+    lines = [f"best: {figure_text(sweep.best)}; {adaptive_text(sweep)}"]
+    if sweep.even:
+        lines.append(f"even with it: {', '.join(figure_text(one, rate=False) for one in sweep.even)}")
+    share = f"{100 * sweep.noise:.0f}%"
+    if sweep.assumed:
+        lines.append(f"nothing was measured twice: what is within {share} is taken for even")
+    else:
+        lines.append(f"even is what is within {share}, by how far repeated runs of one setting lay apart")
+    return lines
+
+
+def figure_text(figure: SweepFigure, *, rate: bool = True) -> str:
+    """``-P 16 --span 64MiB: 0.75s (533.3 MiB/s)``."""
+    speed = f" ({format_size(figure.rate)}/s)" if rate else ""
+    return f"{figure.setting or 'adaptive'}: {seconds_text(figure.seconds)}{speed}"
+
+
+def adaptive_text(sweep: BenchSweep) -> str:
+    """How ``stager warm`` by itself compares with the best: ``adaptive: 2.40s, 3.2 times as long``, or ``within the noise of it``."""
+    if sweep.adaptive is None or sweep.ratio is None:
+        return "adaptive: not measured"
+    took = f"adaptive: {seconds_text(sweep.adaptive.seconds)}"
+    if not sweep.beyond_noise:
+        return f"{took}, within the noise of it"
+    longer = sweep.ratio > 1
+    return f"{took}, {sweep.ratio:.2g} times as long" + ("" if longer else ", which no setting reaches")
