@@ -54,6 +54,7 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
 
 
 def head(storage: BenchStorage) -> str:
+    """The line above a storage's table: what it is, and what of it is read."""
     whole = f"{count(storage.of_files, 'file')}, {format_size(storage.of_bytes)}"
     parts = [storage.filesystem, whole]
     if storage.part is not None:
