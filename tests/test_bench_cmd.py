@@ -165,6 +165,17 @@ def test_warm_tells_how_it_went_and_files_are_measured_one_by_one(box: Box) -> N
         assert (one["bytes"], one["rounds"]) == (os.path.getsize(path), 1)
 
 
+@pytest.mark.root
+def test_a_run_of_two_seconds_has_a_curve(box: Box, fuse_mount: MountFactory) -> None:
+    slow = fuse_mount(synthetic={"a.bin": 16 * MIB}, keep_cache="always", total_rate=8_000_000)
+    done = good(box, slow.path, "--methods", "warm", "--loaders", "1", "--rounds", "1")
+    run = next(run for run in done.all("bench_run") if run["state"] == "cold")
+    assert run["seconds"] > 1.5
+    assert len(run["timeline"]) >= 10
+    assert run["timeline"] == sorted(run["timeline"])
+    assert run["timeline"][-1][1] == run["bytes"]
+
+
 def test_people_get_a_table_on_stdout_and_the_runs_on_stderr(box: Box) -> None:
     model = box.model()
     done = box.run("bench", "--yes", model, "--methods", "read,warm", "--loaders", "1", "--rounds", "1")

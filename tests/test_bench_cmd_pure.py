@@ -37,7 +37,9 @@ from stager.core.formats.source import Head
 from stager.core.location import Location
 from stager.core.select import selected
 from stager.core.units import MIB
+from stager.jobs.bench.children import Ended
 from stager.jobs.bench.ground import StoreGround, redacted
+from stager.jobs.bench.methods import timeline
 from stager.store.opening import StoreOptions
 
 seconds = st.floats(min_value=1e-4, max_value=1e5)
@@ -246,6 +248,19 @@ def test_a_sampled_object_is_named_to_fetch_and_no_other(name: str, other: str) 
     if "/" not in other and other != name:
         assert not selected(other, [glob], [])
     assert (ground.total, ground.storage.files) == (5, 1)
+
+
+@given(st.integers(0, 1000))
+def test_a_timeline_of_very_many_points_is_thinned_and_keeps_the_last(many: int) -> None:
+    said = [
+        {"type": "progress", "verb": "warm", "elapsed": at / 10, "done": at, "lanes": 1} for at in range(many)
+    ]
+    out = "".join(f"{json.dumps(line)}\n" for line in [*said, {"type": "note"}])
+    found = timeline(Ended(1.0, 0.1, 0, out, ""), "warm")
+    assert len(found) <= 120
+    assert len(found) >= min(many, 60)
+    assert list(found) == sorted(found)
+    assert not many or found[-1] == ((many - 1) / 10, many - 1, 1)
 
 
 def test_no_part_of_an_object_is_fetched() -> None:

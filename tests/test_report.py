@@ -194,6 +194,19 @@ def test_lines_come_first_after_5_then_every_interval_seconds() -> None:
     t.reporter.close()
 
 
+@pytest.mark.parametrize(("interval", "tick"), [(None, 0.25), (0.125, 0.0625), (10.0, 0.25), (0.001, 0.02)])
+def test_json_comes_as_often_as_is_asked_and_jobs_call_often_enough(
+    interval: float | None, tick: float
+) -> None:
+    t = told(json=True, interval=interval)
+    assert t.reporter.tick == tick
+    for step in range(40):
+        t.progress(at(step))
+        t.clock.now += 0.0625
+    shown = {None: 4, 0.125: 21, 10.0: 2, 0.001: 40}  # the last always
+    assert len(t.lines()[0]) == shown[interval]
+
+
 def test_a_short_job_gets_its_last_line_alone() -> None:
     t = told()
     run_a_job(t, 2)

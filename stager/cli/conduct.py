@@ -23,6 +23,7 @@ class Output:
     progress: ProgressMode = "auto"
     quiet: bool = False
     verbose: int = 0
+    every: float | None = None  # seconds between lines or objects of progress
 
 
 class Job(Protocol):
@@ -74,7 +75,11 @@ def conduct(
     run for what it prints: where that could not be written (a full disk), it does not end with 0.
     """
     reporter = make_reporter(
-        json=output.json, progress=output.progress, quiet=output.quiet, patience=patience
+        json=output.json,
+        progress=output.progress,
+        quiet=output.quiet,
+        interval=output.every,
+        patience=patience,
     )
     recorder = Recorder(reporter, account) if account is not None else None
     if recorder is not None:

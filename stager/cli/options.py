@@ -65,6 +65,12 @@ def _positive(value: int, text: str) -> int:
     return value
 
 
+def _some(seconds: float, text: str) -> float:
+    if seconds <= 0:
+        raise UsageError(f"`{text}` must be more than 0")
+    return seconds
+
+
 def _placed(text: str) -> str:
     """`text`, a name that can be looked up. Raises `NotFound` for a relative one in a working directory that is gone."""
     if not os.path.isabs(text):
@@ -155,6 +161,7 @@ _living = _stack(
 _outputting = _stack(
     option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, errors included."),
     option("--progress", default="auto", type=click.Choice(["auto", "bar", "lines", "none"]), show_default=True, help="How progress is shown on stderr."),
+    option("--progress-every", metavar="DURATION", type=Parsed("DURATION", lambda text: _some(parse_duration(text), text)), help="How often it is shown as lines or JSON. [default: 15s as lines, 1s as JSON]"),
     option("-q", "--quiet", is_flag=True, help="No progress, no remarks; results, warnings and errors only."),
     click.option("-v", "--verbose", count=True, help="-vv shows tracebacks."),
 )  # fmt: skip
@@ -164,8 +171,17 @@ def with_output(function: F) -> F:
     """Adds the output options; the command gets them as one `Output` named ``output``."""
 
     @wraps(function)
-    def command(*args: Any, as_json: bool, progress: str, quiet: bool, verbose: int, **rest: Any) -> Any:
-        return function(*args, output=Output(as_json, progress, quiet, verbose), **rest)  # type: ignore[arg-type]
+    def command(
+        *args: Any,
+        as_json: bool,
+        progress: str,
+        progress_every: float | None,
+        quiet: bool,
+        verbose: int,
+        **rest: Any,
+    ) -> Any:
+        output = Output(as_json, progress, quiet, verbose, progress_every)  # type: ignore[arg-type]
+        return function(*args, output=output, **rest)
 
     return _outputting(command)  # type: ignore[return-value]
 

@@ -108,6 +108,11 @@ class Recorder:
                 self._file.write_soon()
         self._inner.emit(event)
 
+    @property
+    def tick(self) -> float:
+        """As of the reporter behind this."""
+        return self._inner.tick
+
     def progress(self, event: Progress) -> None:
         """Remember where the job stands and hand it on."""
         with self._lock:

@@ -23,6 +23,9 @@ ProgressMode = Literal["auto", "bar", "lines", "none"]
 
 FIRST_LINE = 5.0  # seconds until the first plain line: soon enough to see life, and it spares short runs
 JSON_INTERVAL = 1.0  # seconds between progress objects
+LINE_INTERVAL = 15.0  # between plain lines
+TICK = 0.25  # seconds between two calls of `progress`, unless more is to be shown
+_SHORTEST_TICK = 0.02
 PATIENCE = 1.0  # seconds; a stopped run must have exited after 2
 _ERASE = "\r\x1b[K"
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -30,6 +33,10 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 class Reporter(Protocol):
     """Tells what happens. Every method may be called from any thread, returns soon, and never raises for a stream."""
+
+    @property
+    def tick(self) -> float:
+        """How often a job is to call `progress`, in seconds."""
 
     @property
     def stdout_failed(self) -> bool:
@@ -43,7 +50,7 @@ class Reporter(Protocol):
         """Show `event`; a `Progress` is treated as by `progress`."""
 
     def progress(self, event: Progress) -> None:
-        """Take note of where a job stands (call it every 0.25 to 0.5 s); it is shown when its time has come."""
+        """Take note of where a job stands (call it every `tick` seconds); it is shown when its time has come."""
 
     def print_now(self, otherwise: Event | None = None) -> None:
         """Show the latest progress as a line at once, whatever the mode (SIGUSR1); `otherwise` if nothing is in progress."""
@@ -59,14 +66,14 @@ def make_reporter(
     quiet: bool = False,
     stdout: IO[str] | None = None,
     stderr: IO[str] | None = None,
-    interval: float = 15.0,
+    interval: float | None = None,
     patience: float = PATIENCE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Reporter:
     """The reporter for these options; `stdout` and `stderr` default to the process's own, which may be missing.
 
-    `progress` ``auto`` and ``bar`` mean a bar where stderr is a terminal, else plain lines every `interval` seconds.
-    `quiet` leaves out progress and ``info`` notes. `patience` is how many seconds an unread stream may hold up `close`
+    `progress` ``auto`` and ``bar`` mean a bar where stderr is a terminal, else plain lines. They come every `interval` seconds, JSON objects too;
+    None: `LINE_INTERVAL` and `JSON_INTERVAL`. `quiet` leaves out progress and ``info`` notes. `patience` is how many seconds an unread stream may hold up `close`
     (and `emit`, once megabytes are waiting): short for jobs, ``math.inf`` for a query whose output someone pages.
     """
     out_file = sys.stdout if stdout is None else stdout
@@ -76,13 +83,14 @@ def make_reporter(
     if err.same_as(out):  # one terminal, or 2>&1: one queue keeps the order
         err = out
     if json:
-        cadence = _Cadence(0.0, JSON_INTERVAL, clock)
+        cadence = _Cadence(0.0, JSON_INTERVAL if interval is None else interval, clock)
         return _JsonReporter(out, out, None if quiet or progress == "none" else cadence, quiet=quiet)
     if quiet or progress == "none":
         return _TextReporter(out, err, None, quiet=quiet)
     if progress in ("auto", "bar") and err.is_terminal:
         return _BarReporter(out, err, _Cadence(0.0, 0.0, clock), quiet=quiet)
-    return _TextReporter(out, err, _Cadence(min(FIRST_LINE, interval), interval, clock), quiet=quiet)
+    every = LINE_INTERVAL if interval is None else interval
+    return _TextReporter(out, err, _Cadence(min(FIRST_LINE, every), every, clock), quiet=quiet)
 
 
 class _Cadence:
@@ -90,7 +98,7 @@ class _Cadence:
 
     def __init__(self, first: float, every: float, clock: Callable[[], float]) -> None:
         self._first = first
-        self._every = every
+        self.every = every
         self._clock = clock
         self._verb: str | None = None
         self._next = 0.0
@@ -106,7 +114,7 @@ class _Cadence:
         return now >= self._next
 
     def shown(self) -> None:
-        self._next = self._clock() + self._every
+        self._next = self._clock() + self.every
 
 
 class _Base(ABC):
@@ -121,6 +129,12 @@ class _Base(ABC):
         self._shown: Progress | None = None
         self._closed = False
         self._lock = threading.RLock()
+
+    @property
+    def tick(self) -> float:
+        # Half of what is to be shown, so that none comes a whole tick late; a bar shows all, and needs no more than that.
+        every = self._cadence.every if self._cadence is not None else 0.0
+        return max(_SHORTEST_TICK, min(TICK, every / 2)) if every else TICK
 
     @abstractmethod
     def _show_event(self, event: Event) -> None: ...

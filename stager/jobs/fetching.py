@@ -94,13 +94,16 @@ class Fetching:
         finally:
             self.seconds = self._pulse.seconds
             if self._total:
-                self._pulse.tell(self.fetched, len(self._assembly.finished), self._lanes_now())
+                self._tell()
 
     async def _fetch(self, spans: Sequence[Span], submit: Submit) -> None:
         download = self._download(spans)
         self._rounds.append(download)
         try:
-            async with runtime.ticking(_TICK_S, partial(self._tick, download, submit)):
+            async with (
+                runtime.ticking(_TICK_S, partial(self._tick, download, submit)),
+                runtime.ticking(self._reporter.tick, self._tell),
+            ):
                 await download.run()
         finally:
             pace = download.pace()
@@ -134,6 +137,9 @@ class Fetching:
         finished = len(self._assembly.finished)
         last, active = download.last_progress, download.active()
         self._pulse.beat(self.fetched, finished, self._lanes_now(), last=last, active=active)
+
+    def _tell(self) -> None:
+        self._pulse.tell(self.fetched, len(self._assembly.finished), self._lanes_now())
 
     def _tell_retry(self, doing: str, error: Exception) -> None:
         self._told += 1

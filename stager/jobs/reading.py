@@ -91,7 +91,10 @@ class Reading:
         """Read the plan. Raises `DeadlineExceeded` when nothing moves for the stall timeout."""
         self._started = time.monotonic()
         try:
-            async with runtime.ticking(_TICK_S, self._tick):
+            async with (
+                runtime.ticking(_TICK_S, self._tick),
+                runtime.ticking(self._reporter.tick, self._tell),
+            ):
                 await self.lanes.run()
         finally:
             self.seconds = time.monotonic() - self._started
@@ -147,8 +150,10 @@ class Reading:
 
     # In the event loop
 
-    def _tick(self) -> None:
+    def _tell(self) -> None:
         self._reporter.progress(self._progress())
+
+    def _tick(self) -> None:
         self._watch_memory()
         self._watch_stall()
 

@@ -29,7 +29,9 @@ from stager.core.units import count, format_duration
 
 LINES = "results.jsonl"
 TITLE = "How fast the model loads"
-_SHORT = " say where they stand once a second, and no cold run of them was long enough for two such lines"
+_SHORT = (
+    " say where they stand ten times a second, and no cold run of them was long enough for two such lines"
+)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 

@@ -29,6 +29,8 @@ _LOADER = "stager.jobs.bench.loader"
 # As vendors publish it, but that the names come from a list: every method reads the same files. The second `cat` is theirs.
 _RECIPE = """xargs -0 -P16 -n1 sh -c 'cat "$0" && cat "$0"' >/dev/null"""
 _RECIPE_PART = """xargs -0 -P16 -n1 sh -c 'head -c {0} "$0" && head -c {0} "$0"' >/dev/null"""
+_EVERY = "100ms"  # progress of a command, which becomes its timeline
+_MOST_POINTS = 120  # of a timeline: enough for any chart
 _FETCHED_WELL = ("resident", "unknown")
 
 # Runs under any interpreter that has torch and safetensors, so it knows nothing of stager; it speaks as `loader` does.
@@ -188,7 +190,13 @@ class Methods:
         return took
 
     def _judging(self, marker: str) -> list[str]:
-        return ["--json", "--allow-incomplete", "--marker", os.path.join(self.scratch, marker)]
+        return [
+            "--json",
+            f"--progress-every={_EVERY}",
+            "--allow-incomplete",
+            "--marker",
+            os.path.join(self.scratch, marker),
+        ]
 
 
 def own_program() -> list[str]:
@@ -212,14 +220,15 @@ def last_event(ended: Ended, kind: str) -> dict[str, Any]:
 
 
 def timeline(ended: Ended, verb: str) -> tuple[tuple[float, int, int], ...]:
-    """(seconds, bytes so far, lanes) of the progress lines of a ``warm`` or ``fetch``, ascending."""
+    """(seconds, bytes so far, lanes) of the progress lines of a ``warm`` or ``fetch``, ascending; of very many every second, third, ..., and the last."""
     found = []
     for line in ended.out.splitlines():
         with suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
             if event["type"] == "progress" and event["verb"] == verb:
                 found.append((float(event["elapsed"]), int(event["done"]), int(event["lanes"])))
-    return tuple(found)
+    step = -(-len(found) // _MOST_POINTS)
+    return tuple(found[::-1][::step][::-1]) if found else ()
 
 
 def _safetensors(files: Sequence[LocalFile]) -> list[LocalFile]:

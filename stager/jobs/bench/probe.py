@@ -11,6 +11,7 @@ from stager.core.bench.plan import OFFSETS, READ, Sample
 from stager.core.reports import EvictSummary
 from stager.core.units import MIB
 from stager.engine import runtime
+from stager.engine.report import TICK
 from stager.jobs.bench.children import ChildFailed
 from stager.jobs.evict import evict
 
@@ -37,6 +38,7 @@ async def give_back(ground: Ground, marker: str) -> Ground:
 class _Listener:
     """A reporter that keeps what it is told."""
 
+    tick = TICK
     stdout_failed = False
     stdout_error = None
 
