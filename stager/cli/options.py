@@ -161,7 +161,7 @@ _living = _stack(
 _outputting = _stack(
     option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, errors included."),
     option("--progress", default="auto", type=click.Choice(["auto", "bar", "lines", "none"]), show_default=True, help="How progress is shown on stderr."),
-    option("--progress-every", metavar="DURATION", type=Parsed("DURATION", lambda text: _some(parse_duration(text), text)), help="How often it is shown as lines or JSON. [default: 15s as lines, 1s as JSON]"),
+    option("--progress-every", metavar="DURATION", type=Parsed("DURATION", lambda text: _some(parse_duration(text), text)), help="How often, as lines or JSON. [default: 15s, JSON 1s]"),
     option("-q", "--quiet", is_flag=True, help="No progress, no remarks; results, warnings and errors only."),
     click.option("-v", "--verbose", count=True, help="-vv shows tracebacks."),
 )  # fmt: skip
