@@ -26,10 +26,18 @@ _WHAT: dict[str, Prose] = {
     "Files without such a header are touched from the beginning to the end.",
     NAMES: "the same with the tensors in the order of their names, as an engine that asks for them by name does.",
     RECIPE: "the command line below: sixteen processes, each file read twice.",
-    VMTOUCH: ("the command ", Mono("vmtouch -t"), "."),
+    VMTOUCH: (
+        "the command ",
+        Mono("vmtouch -f -t"),
+        ". It ends with 0 whatever it skips, so a run counts only if it says that it touched every page.",
+    ),
     WARMING: ("the command ", Mono("stager warm"), ": it reads, and proves that every page is resident."),
     WARM_MMAP: (Mono("stager warm"), ", then a load like ", Mono(NAMES), "; the time is that of both."),
-    SAFETENSORS: ("safetensors' own loader, with ", Mono("--to"), "."),
+    SAFETENSORS: (
+        "safetensors' own loader, every tensor copied to where ",
+        Mono("--to"),
+        " says and kept, on one thread of torch. It reads the .safetensors files alone.",
+    ),
     FETCH: (
         "the command ",
         Mono("stager fetch"),

@@ -12,6 +12,8 @@ from stager.core.bench.reports import BenchCell, BenchRun, Spread
 if TYPE_CHECKING:
     from stager.core.bench.setting import Setting
 
+_AS_MANY = 0.01  # a method that leaves configuration files out is still compared with one that reads them
+
 
 def spread(values: Sequence[float]) -> Spread:
     """How `values` lie. Raises ``ValueError`` for none."""
@@ -86,8 +88,10 @@ def runs_of(
 
 
 def times_as_fast(cell: BenchCell, than: BenchCell | None) -> float | None:
-    """How many times less the median of `cell` is than that of `than`; None where either has no number."""
+    """How many times less the median of `cell` is than that of `than`; None where either has no number, or they read other bytes."""
     if than is None or cell.seconds is None or than.seconds is None or cell.seconds.median <= 0:
+        return None
+    if abs(cell.bytes - than.bytes) > _AS_MANY * than.bytes:
         return None
     found = than.seconds.median / cell.seconds.median
     return found if math.isfinite(found) else None

@@ -49,6 +49,13 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
         lines.append(
             "  Nx: times as fast as a cold `read` with as many loaders. bytes/s, CPU: of the first column that has a number."
         )
+    lines += [
+        f"  {method}: reads {format_size(size)} of this"
+        for method, size in {
+            cell.method: cell.bytes for cell in cells if cell.seconds and not cell.file
+        }.items()
+        if size < storage.bytes
+    ]
     lines += [f"  not measured: {line}" for line in reasons(storage, cells)]
     return "\n".join(lines)
 

@@ -23,7 +23,13 @@ _LIMITS = (
     "caches behind this node's page cache (a FUSE daemon's, a server's, a hypervisor's): cold means that no page was resident here",
     "copies into a GPU, or into an engine's own memory: loaders touch or read every byte and keep none",
 )
-_LIMITS_TO = (_LIMITS[0],)
+_LIMITS_TO = {
+    "cpu": (
+        _LIMITS[0],
+        "copies into a GPU; into an engine's own memory only `safetensors` copies: other loaders touch or read every byte and keep none",
+    ),
+    "cuda": (_LIMITS[0],),
+}
 _UNPROVEN = "the cold run before it did not count"
 
 
@@ -58,7 +64,7 @@ def conclusion(
         disturbed=sum(run.disturbed for run in runs),
         failed=sum(bool(run.failed) for run in runs),
         unmeasured=sum(cell.seconds is None for cell in cells),
-        limits=_LIMITS_TO if SAFETENSORS in methods and options.to == "cuda" else _LIMITS,
+        limits=_LIMITS_TO.get(options.to, _LIMITS) if SAFETENSORS in methods else _LIMITS,
         command=options.command,
         report=os.path.abspath(options.report) if options.report else "",
         ended=ended,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from stager.core.bench.plan import NAMES, RECIPE, SAFETENSORS, VMTOUCH, WARM_MMA
 from stager.core.bench.reports import BenchFile, BenchPace
 from stager.core.errors import UsageError
 from stager.core.units import format_size, shown
-from stager.jobs.bench.children import failure_of
+from stager.jobs.bench.children import failure_of, last_line
 from stager.node.frozen import is_frozen, worker_command
+from stager.node.syscalls import PAGE
 
 if TYPE_CHECKING:
     from stager.core.bench.setting import Setting
@@ -39,8 +41,8 @@ import json, sys, time
 device = sys.argv[1]
 import torch
 from safetensors import safe_open
-if device == "cuda":
-    torch.zeros(1, device="cuda")
+torch.set_num_threads(1)  # threads that wait for each other at every tensor cost more than they copy; engines set this too
+torch.zeros(1, device=device).clone()
 job = json.loads(sys.stdin.readline())
 print(json.dumps({"ready": time.process_time()}), flush=True)
 sys.stdin.readline()
@@ -110,7 +112,7 @@ class Methods:
             raise UsageError("--to cuda: torch finds no GPU here", hint="use --to cpu, or leave it out")
         if ended.code:
             raise UsageError(
-                f"--to {self.to}: `{shown(self.python)}` has no torch or no safetensors",
+                f"--to {self.to}: `{shown(self.python)}` cannot import torch and safetensors: {failure_of(ended)}",
                 hint="name an interpreter that has them with --python, or leave --to out",
             )
 
@@ -140,8 +142,7 @@ class Methods:
             script = _RECIPE if ground.part is None else _RECIPE_PART.format(ground.part)
             return self._plain(["sh", "-c", script], ground, until)
         if method == VMTOUCH:
-            part = [] if ground.part is None else ["-p", f"0-{ground.part}"]
-            return self._plain(["vmtouch", "-q", "-t", *part, "-0", "-b", "-"], ground, until)
+            return self._vmtouch(ground, until)
         if method == WARMING:
             return self._warm(ground, until, setting)
         if method == WARM_MMAP:
@@ -162,7 +163,7 @@ class Methods:
 
     def load(self, how: str, ground: Ground, loaders: int, until: float | None) -> Took:
         """Loaders, all at once. Blocks. Raises as `Children`."""
-        files = _safetensors(ground.files) if how == SAFETENSORS else list(ground.files)
+        files = read_by(how, ground).files
         job = {"how": how, "files": [[ground.name(file), ground.wanted(file)] for file in files]}
         argv = [self.python, "-c", _SAFETENSORS, self.to] if how == SAFETENSORS else worker_command(_LOADER)
         loaded = self.children.load(argv, self.env, job, loaders, until=until)
@@ -174,6 +175,14 @@ class Methods:
         names = [ground.name(file) for file in ground.files]
         ended = self.children.command(argv, self.env, names=names, until=until)
         failed = failure_of(ended) if ended.code else ""
+        return Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
+
+    def _vmtouch(self, ground: Ground, until: float | None) -> Took:
+        part = [] if ground.part is None else ["-p", f"0-{ground.part}"]
+        names = [ground.name(file) for file in ground.files]
+        argv = ["vmtouch", "-f", "-t", *part, "-0", "-b", "-"]  # -f: a hub's cache is made of symlinks
+        ended = self.children.command(argv, self.env, names=names, until=until)
+        failed = failure_of(ended) if ended.code else _untouched(ended, ground.total)
         return Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
 
     def _warm(self, ground: Ground, until: float | None, setting: Setting | None = None) -> Took:
@@ -229,6 +238,20 @@ def timeline(ended: Ended, verb: str) -> tuple[tuple[float, int, int], ...]:
                 found.append((float(event["elapsed"]), int(event["done"]), int(event["lanes"])))
     step = -(-len(found) // _MOST_POINTS)
     return tuple(found[::-1][::step][::-1]) if found else ()
+
+
+def read_by(method: str, ground: Ground) -> Ground:
+    """The part of `ground` that `method` reads: safetensors' own loader leaves all other files alone."""
+    return replace(ground, files=tuple(_safetensors(ground.files))) if method == SAFETENSORS else ground
+
+
+def _untouched(ended: Ended, size: int) -> str:
+    """Why ``vmtouch``, which ends with 0 whatever it has skipped, did not touch all `size` bytes; empty when it did."""
+    found = re.search(r"Touched Pages: (\d+)", ended.out)
+    touched = int(found[1]) * PAGE if found else size
+    if touched >= size and not ended.err.strip():
+        return ""
+    return f"it touched {format_size(min(touched, size))} of {format_size(size)}{last_line(ended.err)}"
 
 
 def _safetensors(files: Sequence[LocalFile]) -> list[LocalFile]:

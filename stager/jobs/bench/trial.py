@@ -17,7 +17,7 @@ from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import ChildFailed
 from stager.jobs.bench.ground import Ground, StoreGround, look_at, new_folder
-from stager.jobs.bench.methods import Took
+from stager.jobs.bench.methods import Took, read_by
 from stager.jobs.options import Selection
 from stager.node import counters
 
@@ -79,11 +79,11 @@ class Trials:
         if isinstance(ground, StoreGround):
             await self._repeat(trial, WARM, partial(self._fetch, ground, trial, number))
             return
-        only = ground.only(trial.file) if trial.file else ground
+        only = read_by(trial.method, ground.only(trial.file) if trial.file else ground)
         for state in states:
             await self._repeat(trial, state, partial(self._on_mount, only, trial, state, number))
         if not ground.why_not_cold:
-            await runtime.in_thread(f"evicting {shown(ground.storage.path)}", partial(_chilled, only))
+            await runtime.in_thread(f"evicting {shown(ground.storage.path)}", partial(_chilled, ground))
 
     async def _repeat(self, trial: Trial, state: str, once: Callable[[], Awaitable[BenchRun]]) -> None:
         """Run `once` until a run counts, at most as often again as there are rounds. What failed fails again: it is not tried in any round."""
