@@ -467,7 +467,8 @@ def test_what_does_not_fit_into_memory_is_refused(box: Box) -> None:
     group = Cgroup(f"bench-{os.path.basename(box.folder)}")
     try:
         group.limit(300 * MIB)
-        done = box.run("bench", "--yes", model, before=group.inside())
+        words = ["--methods", "read", "--loaders", "1", "--rounds", "1", "--timeout", "20s"]  # were it begun
+        done = box.run("bench", "--yes", model, *words, before=group.inside())
     finally:
         group.remove()
     assert done.code == 4, str(done)
