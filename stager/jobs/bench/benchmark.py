@@ -31,7 +31,6 @@ from stager.core.errors import (
     NotFound,
     ResourceRefused,
     StagerError,
-    UsageError,
 )
 from stager.core.events import Failure, Note
 from stager.core.location import Location, is_remote
@@ -50,7 +49,7 @@ from stager.jobs.bench.ground import (
     new_folder,
 )
 from stager.jobs.bench.methods import Methods
-from stager.jobs.bench.paths import each_once
+from stager.jobs.bench.paths import each_once, keep_out, refuse_methods
 from stager.jobs.bench.probe import fetch_rate, give_back, rates
 from stager.jobs.bench.sweep import Sweep
 from stager.jobs.bench.trial import Trials
@@ -101,8 +100,7 @@ class Bench:
         self._options = options
         self._reporter = reporter
         self._children = Children()
-        self._scratch = new_folder()
-        self._methods = Methods(self._children, self._scratch, options.to, options.python)
+        self._methods = Methods(self._children, "", options.to, options.python)
         self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
         self._sweep = Sweep(options.sweep, self._trials, options.rounds) if options.sweep else None
         self._planned: list[Trial] = []
@@ -136,7 +134,8 @@ class Bench:
 
     def _tidy(self) -> None:
         self._trials.tidy()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._methods.scratch:
+            shutil.rmtree(self._methods.scratch, ignore_errors=True)
 
     async def _run(self) -> int:
         options = self._options
@@ -144,6 +143,10 @@ class Bench:
         for path, first in again:
             same = f"{shown(path)} is {shown(first)} again: it is measured once"
             self._reporter.emit(Note("warning", "same_path", same))
+        refuse_methods(self._paths, options.methods, options.to)
+        kept_out = partial(keep_out, self._paths, options.report, options.into)
+        await runtime.in_thread("looking where files will be written", kept_out)
+        self._methods.scratch = await runtime.in_thread("making a temporary folder", new_folder)
         limits = [options.timeout, QUICK_S if options.quick else None]
         if ends := [self._began + limit for limit in limits if limit is not None]:
             self._trials.until = min(ends)
@@ -272,11 +275,6 @@ class Bench:
         else:
             for index, ground in enumerate(self._trials.grounds):
                 self._planned += self._trials_of(index, ground, per_file=options.per_file)
-        if not self._planned:
-            names = ", ".join(options.methods)
-            raise UsageError(
-                f"--methods {names}: none of them is for these storages", hint="see `stager bench --help`"
-            )
         if self._machine.load > self._machine.cores / 2:
             busy = f"load average {self._machine.load:.1f} on {count(self._machine.cores, 'core')}: others use this machine"
             self._reporter.emit(Note("warning", "busy", busy))
@@ -350,8 +348,7 @@ class Bench:
     async def _prepare(self, folder: str) -> None:
         from stager.jobs.bench.report import prepare_folder
 
-        mounts = [path for path in self._paths if not is_remote(path)]
-        await runtime.in_thread(f"writing {shown(folder)}", partial(prepare_folder, folder, mounts))
+        await runtime.in_thread(f"writing {shown(folder)}", partial(prepare_folder, folder))
 
     async def _report(self, results: BenchResults, folder: str) -> None:
         from stager.jobs.bench.report import write_report

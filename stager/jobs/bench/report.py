@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 
 from stager.core.bench import page as bench_page
 from stager.core.bench.reports import BenchResults
-from stager.core.errors import UsageError, from_oserror
+from stager.core.errors import from_oserror
 from stager.core.units import shown
 
 PAGE, TWIN = "report.html", "report.md"
 
 
-def prepare_folder(folder: str, storages: Sequence[str] = ()) -> None:
+def prepare_folder(folder: str) -> None:
     """Make `folder` unless it is there, and prove that a file can be written there: before the hours, not after them.
 
-    Raises `UsageError` when it lies in one of `storages`, which are only read, and what an ``OSError`` becomes when it cannot be written.
+    Raises what an ``OSError`` becomes when it cannot be written.
     """
-    real = os.path.realpath(folder)
-    for storage in storages:
-        above = os.path.realpath(storage)
-        if os.path.commonpath((real, above)) == above:
-            raise UsageError(
-                f"the report's folder {shown(folder)} lies in {shown(storage)}, which is only read",
-                hint="give `--report` another folder",
-            )
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
