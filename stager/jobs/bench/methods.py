@@ -37,7 +37,7 @@ _FETCHED_WELL = ("resident", "unknown")
 
 # Runs under any interpreter that has torch and safetensors, so it knows nothing of stager; it speaks as `loader` does.
 _SAFETENSORS = """
-import json, sys, time
+import json, os, sys, time
 device = sys.argv[1]
 import torch
 from safetensors import safe_open
@@ -62,6 +62,7 @@ for path, _ in job["files"]:
     files.append([size, now - at])
     at = now
 print(json.dumps({"done": at, "files": files}), flush=True)
+os._exit(0)  # taking torch down would count as CPU of the load
 """
 _ASK = "import sys, torch, safetensors; sys.exit(3 if sys.argv[1] == 'cuda' and not torch.cuda.is_available() else 0)"
 
