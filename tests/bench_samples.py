@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from stager.core.bench.plan import LOADED
 from stager.core.bench.reports import (
     BenchCell,
     BenchFile,
     BenchMachine,
+    BenchPace,
     BenchResults,
     BenchRun,
     BenchStorage,
     BenchSummary,
 )
 from stager.core.bench.stats import make_cell
+from stager.core.bench.sweep import Grid, settings_of
+from stager.core.bench.verdict import judge
 
 GIB, MIB = 1 << 30, 1 << 20
 METHODS = (
@@ -227,6 +231,49 @@ def awkward() -> BenchResults:
             make_cell(evil, "fuse.x", method, "cold", 1, file="", runs=[], unmeasured="</td>no | way")
         )
     return made.results((first, second), quick=True)
+
+
+def swept() -> BenchResults:
+    """A sweep of two storages: one where lanes and pieces pay until the link is full, one that is as fast with any of them; and one without a number."""
+    made = Maker(3)
+    places = (STORAGES[1], STORAGES[0], storage("/mnt/drops", "fuse.x", keeps="drops"))
+    draw = random.Random(5).lognormvariate
+    sweeps = []
+    for place in places:
+        cells, mine = [], []
+        settings = settings_of([512 * MIB] * 4, Grid())
+        for setting in (None, *settings):
+            lanes = setting.lanes if setting else 6
+            steep = min(1.2, 0.09 * lanes) if place is STORAGES[1] else min(2.4, 1.6 + 0.2 * lanes)
+            near = setting is None or (setting.lanes >= 16 and setting.span == 64 * MIB)
+            runs = []
+            for number in range(1, (3 if near else 1) + 1):
+                wall = 0.35 + TOTAL / GIB / steep * draw(0, 0.03)
+                run = replace(
+                    realistic_run(), storage=place.path, filesystem=place.filesystem, run=f"r{len(made.runs) + len(mine) + len(runs):03}",
+                    round=number, seconds=wall, loader_seconds=(wall,), disturbed=False, reason="", setting=setting,
+                    pace=BenchPace(lanes, lanes, split=False),
+                )  # fmt: skip
+                runs.append(replace(run, disturbed=number == 2 and lanes == 16, reason="pages were gone"))
+            mine += runs if place.keeps == "keeps" else []
+            cells.append(
+                make_cell(
+                    place.path,
+                    place.filesystem,
+                    "warm",
+                    "cold",
+                    1,
+                    file="",
+                    setting=setting,
+                    unmeasured="this mount drops pages",
+                    runs=runs if place.keeps == "keeps" else [],
+                )
+            )
+        made.runs += mine
+        made.cells += cells
+        sweeps.append(judge(place, cells, mine, ["stager", "warm", place.path]))
+    whole = made.results(places, methods=("warm",), loaders=(1,), command="stager bench --sweep --yes")
+    return replace(whole, sweeps=tuple(sweeps))
 
 
 def empty() -> BenchResults:

@@ -36,6 +36,7 @@ SAMPLES = {
     "realistic": bench_samples.realistic,
     "awkward": bench_samples.awkward,
     "empty": bench_samples.empty,
+    "swept": bench_samples.swept,
 }
 Line = dict[str, Any]
 Rule = Callable[[list[Line], list[Field]], object]
@@ -104,7 +105,7 @@ def test_there_is_no_empty_chart_of_loaders(written: Path) -> None:
         r'<figure id="loaders-.*?</figure>', (written / "report.html").read_text("utf-8"), re.DOTALL
     )
     assert all(drawing.count("#run-") for figure in figures for drawing in figure.split("</svg>")[:-1])
-    assert len(figures) == {"realistic": 5, "awkward": 1, "empty": 0}[written.parent.name]
+    assert len(figures) == {"realistic": 5, "awkward": 1, "empty": 0, "swept": 0}[written.parent.name]
 
 
 def test_what_paths_say_is_no_markup(tmp_path: Path) -> None:
@@ -183,6 +184,12 @@ def rate(runs: list[Line], _: list[Field]) -> float:
     return float(runs[0]["bytes"] / statistics.median(r["seconds"] for r in runs))
 
 
+def by_setting(runs: list[Line], *, first: bool) -> float:
+    """The median of the runs with the first run's setting, or of those with another, which are the best's; of all where there is no other."""
+    mine = [r["seconds"] for r in runs if (r["setting"] == runs[0]["setting"]) == first]
+    return statistics.median(mine or [r["seconds"] for r in runs])
+
+
 def file_values(key: str) -> Rule:
     def found(runs: list[Line], row: list[Field]) -> list[float]:
         return [file[key] for run in runs for file in run["files"] if file["path"] == row[0][0]]
@@ -218,6 +225,9 @@ RULES: dict[str, Rule] = {
     ),
     "bytes / median of seconds": rate,
     "median of read, cold / median": against,
+    "median / median of the best": lambda runs, _: (
+        by_setting(runs, first=True) / by_setting(runs, first=False)
+    ),
     "runs in the numbers": lambda runs, _: len(runs),
     "runs left out, disturbed or failed": lambda runs, _: sum(
         bool(r["disturbed"] or r["failed"]) for r in runs
@@ -239,7 +249,7 @@ HEADS = {  # what a column's name promises; in tables of several loaders it is e
     "against read": "median of read, cold / median", "rounds": "runs in", "left out": "runs left out", "loaders": "loaders",
     "size": "bytes", "bytes": "bytes", "read, cold": "median of seconds", "fastest cold load": "median of seconds",
     "fastest second load": "median of seconds", "since the run began": "timeline, seconds", "bytes so far": "timeline, bytes",
-    "lanes, P": "timeline, lanes",
+    "lanes, P": "timeline, lanes", "best": "median of seconds", "adaptive": "median of seconds", "against best": "median / median of the best",
 }  # fmt: skip
 FACTS = ("machine", "storages")  # tables of what is no measurement
 UNITS = {

@@ -30,6 +30,7 @@ SAMPLES = {
     "realistic": bench_samples.realistic,
     "awkward": bench_samples.awkward,
     "empty": bench_samples.empty,
+    "swept": bench_samples.swept,
 }
 
 PROBE = """
@@ -143,6 +144,7 @@ def test_a_complaint_is_seen(tmp_path: Path, realistic: Path) -> None:
 VIEWS = [
     *(("realistic", width, words) for width, words in ((1200, ()), (1200, (NIGHT,)), (760, ()), (400, ()), (400, (NIGHT,)))),
     ("awkward", 1200, ()), ("awkward", 400, ()), ("empty", 400, ()),
+    ("swept", 1200, ()), ("swept", 1200, (NIGHT,)), ("swept", 400, ()),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from base64 import b64encode
 
 from stager.core.bench import page_facts as facts
 from stager.core.bench import page_figures as figures
+from stager.core.bench import page_sweep as sweep
 from stager.core.bench import page_tables as tables
 from stager.core.bench.page_method import method
 from stager.core.bench.page_parts import (
@@ -36,9 +37,10 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def json_lines(results: BenchResults) -> list[tuple[str, str]]:
-    """(name, JSON) of every run, every cell and the whole, in this order; the names are those of the page's anchors."""
+    """(name, JSON) of every run, every cell, every verdict of a sweep and the whole, in this order; the names are those of the page's anchors."""
     named = [(f"run-{run.run}", run.as_json()) for run in results.runs]
     named += [(f"cell-{at}", cell.as_json()) for at, cell in enumerate(results.cells, start=1)]
+    named += [(f"verdict-{at}", one.as_json()) for at, one in enumerate(results.sweeps, start=1)]
     named.append(("bench", results.summary.as_json()))
     return [(name, json.dumps(body)) for name, body in named]
 
@@ -82,12 +84,11 @@ def html(results: BenchResults) -> str:
 def _blocks(results: Results) -> list[Block]:
     return [
         *_opening(results),
-        *_loads(results),
-        *_crowds(results),
+        *(sweep.blocks(results) if results.sweeps else [*_loads(results), *_crowds(results)]),
         *_over_time(results),
-        *_files(results),
+        *([] if results.sweeps else _files(results)),
         *_not_measured(results),
-        *method(results),
+        *(sweep.method(results) if results.sweeps else method(results)),
         Heading(2, "The machine and the storages"),
         facts.machine(results),
         facts.storages(results),
@@ -115,7 +116,7 @@ def _opening(results: Results) -> list[Block]:
         blocks.append(
             f"Only a part of the files was read{quick}; how much, is said of each storage at the end."
         )
-    return [*blocks, tables.in_short(results)]
+    return [*blocks, sweep.in_short(results) if results.sweeps else tables.in_short(results)]
 
 
 def _places(results: Results) -> list[tuple[int, BenchStorage]]:
@@ -210,8 +211,9 @@ def _not_measured(results: Results) -> list[Block]:
     why: dict[tuple[str, str], list[str]] = {}
     for cell in results.cells:
         if cell.seconds is None:
+            way = f"{cell.method} {cell.setting}" if cell.setting else cell.method
             what = (
-                f"{cell.method} {cell.file}".rstrip()
+                f"{way} {cell.file}".rstrip()
                 + f", {LOADS[cell.state == COLD]}, {count(cell.loaders, 'loader')}"
             )
             why.setdefault((cell.storage, cell.unmeasured), []).append(what)

@@ -14,7 +14,7 @@ def runs_left_out(results: Results) -> Table:
         (
             Runs((run.run,)),
             Entry(Mono(run.storage)),
-            Entry(Mono(f"{run.method} {run.file}" if run.file else run.method)),
+            Entry(Mono(" ".join(str(part) for part in (run.method, run.setting, run.file) if part))),
             Entry(LOADS[run.state == COLD]),
             Entry(str(run.loaders)),
             Entry(str(run.round)),

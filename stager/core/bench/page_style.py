@@ -2,7 +2,7 @@
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --muted: #57606a; --rule: #d5dae0; --tint: #f4f6f8;
-  --link: #0072b2; --cold: #0072b2; --second: #e69f00; --edge: #8a5f00; --rate: #009e73; --lanes: #d55e00; --box: #c9d1d9; }
+  --link: #0072b2; --cold: #0072b2; --second: #e69f00; --edge: #8a5f00; --rate: #009e73; --lanes: #d55e00; --box: #c9d1d9; --mauve: #cc79a7; --sky: #56b4e9; }
 @media screen and (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e6e9ec; --muted: #a2abb5; --rule: #363d45; --tint: #1d2227;
   --link: #56b4e9; --cold: #56b4e9; --second: #e69f00; --edge: #f0c060; --rate: #2bbd92; --lanes: #e8782a; --box: #49525c; } }
 * { box-sizing: border-box; }
@@ -54,6 +54,21 @@ svg a { text-decoration: none; }
 .rate-area, .lanes-area { fill-opacity: 0.16; }
 .rate-area { fill: var(--rate); }
 .lanes-area { fill: var(--lanes); }
+.line-0, .line-1, .line-2, .line-3, .line-4, .line-5, .across, .leader { fill: none; stroke-width: 2; }
+.line-0 { stroke: var(--cold); }
+.line-1 { stroke: var(--lanes); stroke-dasharray: 7 3; }
+.line-2 { stroke: var(--rate); stroke-dasharray: 2 2.5; }
+.line-3 { stroke: var(--mauve); stroke-dasharray: 9 3 2 3; }
+.line-4 { stroke: var(--edge); stroke-dasharray: 4 2; }
+.line-5 { stroke: var(--sky); stroke-dasharray: 12 4; }
+.mark-0 { fill: var(--cold); }
+.mark-1 { fill: var(--lanes); }
+.mark-2 { fill: var(--rate); }
+.mark-3 { fill: var(--mauve); }
+.mark-4 { fill: var(--edge); }
+.mark-5 { fill: var(--sky); }
+.across { stroke: var(--ink); stroke-dasharray: 1 3; stroke-linecap: round; }
+.leader { stroke: var(--rule); stroke-width: 1; }
 @media screen and (max-width: 720px) {
   main { padding: 12px 14px 48px; }
   td.runs { white-space: nowrap; }

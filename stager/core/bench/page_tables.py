@@ -25,6 +25,7 @@ class Results:
     def __init__(self, results: BenchResults) -> None:
         self.summary = results.summary
         self.cells = results.cells
+        self.sweeps = results.sweeps
         self.all_runs = results.runs
 
     @cached_property

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stager.core.bench.verdict import BenchSweep, SweepFigure
 
 _BEST, _EVEN, _ONCE = "*", "=", "~"
+_NAMED = 3  # so many settings that are even with the best are named in a line
 
 
 def sweep_table(
@@ -88,7 +89,8 @@ def sweep_lines(sweep: BenchSweep) -> list[str]:
         return [f"no best setting: {sweep.unmeasured}"]
     lines = [f"best: {figure_text(sweep.best)}; {adaptive_text(sweep)}"]
     if sweep.even:
-        lines.append(f"even with it: {', '.join(figure_text(one, rate=False) for one in sweep.even)}")
+        named = ", ".join(figure_text(one, rate=False) for one in sweep.even)
+        lines.append(f"even with it: {named if len(sweep.even) <= _NAMED else f'{len(sweep.even)} settings'}")
     share = f"{100 * sweep.noise:.0f}%"
     if sweep.assumed:
         lines.append(f"nothing was measured twice: what is within {share} is taken for even")
@@ -103,6 +105,10 @@ def figure_text(figure: SweepFigure, *, rate: bool = True) -> str:
     return f"{figure.setting or 'adaptive'}: {seconds_text(figure.seconds)}{speed}"
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 1.95 else f"{ratio:.1f}"
+
+
 def adaptive_text(sweep: BenchSweep) -> str:
     """How ``stager warm`` by itself compares with the best: ``adaptive: 2.40s, 3.2 times as long``, or ``within the noise of it``."""
     if sweep.adaptive is None or sweep.ratio is None:
@@ -111,4 +117,4 @@ def adaptive_text(sweep: BenchSweep) -> str:
     if not sweep.beyond_noise:
         return f"{took}, within the noise of it"
     longer = sweep.ratio > 1
-    return f"{took}, {sweep.ratio:.2g} times as long" + ("" if longer else ", which no setting reaches")
+    return f"{took}, {_times(sweep.ratio)} times as long" + ("" if longer else ", which no setting reaches")
