@@ -144,6 +144,11 @@ def test_the_first_pass_jumps() -> None:
             assert len(at) == 1 or abs(sum(at) / len(at) - middle) < len(order) / 4
 
 
+def test_with_one_span_too_lanes_do_not_rise_with_time() -> None:
+    order = [setting.lanes for setting in first_pass(settings_of([1] * 40, Grid())) if setting]
+    assert order not in (sorted(order), sorted(order, reverse=True))
+
+
 @given(st.dictionaries(st.sampled_from(settings_of([1024 * MIB] * 40, Grid())), times, min_size=1))
 def test_what_is_measured_again_is_near_the_best_and_few(took: dict[Setting, float]) -> None:
     cells, _ = cells_of({setting: [value] for setting, value in took.items()})
