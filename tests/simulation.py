@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from stager.core.model import Span
 from stager.engine.pace import Controller, Decision
-from stager.engine.supply import Lease, Supply
+from stager.engine.supply import Lease, Supply, Worth
 
 MB = 1_000_000
 GB = 1000 * MB
@@ -77,6 +77,22 @@ class PerStream(Storage):
 
     def total(self, count: int, now: float) -> float:
         return min(self.cap, self.stream * count)
+
+
+@dataclass
+class LatencyBound(Storage):
+    """What one handle has in flight comes every `latency` seconds; the kernel lets a FUSE mount have `most` in flight.
+
+    `cap` is what the daemon itself can do.
+    """
+
+    latency: float = 0.03
+    in_flight: int = 512 << 10  # two requests of 256 KiB
+    most: int = 3 * MIB  # twelve of them
+    cap: float = 2 * GB
+
+    def total(self, count: int, now: float) -> float:
+        return min(self.cap, min(self.most, count * self.in_flight) / self.latency)
 
 
 @dataclass
@@ -171,8 +187,12 @@ class Run:
         seed: int = 0,
         noise: Noise | None = None,
         min_piece: int = 64 * MIB,
+        step: float = STEP_S,
+        block: int = BLOCK,
     ) -> None:
+        self.step, self.block = step, block
         self.supply = Supply([Span(i, 0, size) for i, size in enumerate(sizes)], min_piece)
+        self.worth = Worth(min_piece)
         self.total = sum(sizes)
         self.storage, self.controller = storage, controller
         self.noise = noise or Noise(0.0)
@@ -191,14 +211,15 @@ class Run:
                 decision = self._tick(now)
                 if not decisions or decisions[-1][1] != decision:
                     decisions.append((now, decision))
-                next_tick += TICK_S
+                next_tick += TICK_S / 2 if self.controller.ramping else TICK_S
             self._step(now)
-            now += STEP_S
+            now += self.step
         return Outcome(now, self.moved, decisions)
 
     def _tick(self, now: float) -> Decision:
         backlog = self.supply.backlog(split=self.split)
         busy = sum(lane.lease is not None for lane in self.lanes)
+        self.supply.min_piece = self.worth.observe(now, self.counted, busy)
         decision = self.controller.observe(now, self.counted, busy=busy, backlog=backlog)
         assert 1 <= decision.lanes <= self.controller.ceiling
         if self.split and not decision.split:
@@ -223,14 +244,14 @@ class Run:
         lane.spare = self.phases.random() * self.noise.burst
 
     def _factor(self) -> float:
-        keep = math.exp(-STEP_S / self.noise.memory)
+        keep = math.exp(-self.step / self.noise.memory)
         self.drift = keep * self.drift + math.sqrt(1 - keep * keep) * self.weather.gauss(0, self.noise.sd)
         return max(0.05, 1 + self.drift)
 
     def _step(self, now: float) -> None:
         factor = self._factor()
         handles = [lane.handle for lane in self.lanes if lane.handle is not None]
-        served = self.storage.serve(handles, now, STEP_S)
+        served = self.storage.serve(handles, now, self.step)
         for lane, given in zip([x for x in self.lanes if x.handle is not None], served, strict=True):
             self._read(lane, given * factor, now)
         self.lanes = [lane for lane in self.lanes if lane.lease is not None]
@@ -255,6 +276,6 @@ class Run:
             lane.uncounted = 0.0
             self.supply.complete(lane.lease)
             self._next(lane, now)
-        blocks = int(lane.uncounted // BLOCK) * BLOCK
+        blocks = int(lane.uncounted // self.block) * self.block
         self.counted += blocks
         lane.uncounted -= blocks

@@ -18,6 +18,7 @@ from tests.simulation import (
     Changing,
     Collapse,
     Disk,
+    LatencyBound,
     Noise,
     OneAtATime,
     Outcome,
@@ -51,8 +52,10 @@ WEATHER = {
 }
 # Files of a model by shape; sizes are scaled so that a good setting needs a bit more than the 30 s.
 SHAPES = {"1 x 6 GB": 1, "7 x 1.2 GB": 7, "16 x 384 MB": 16, "163 x 4 GB": 163}
-# (ceiling, start, may split): ossfs starts at 4 and never splits, unknown FUSE at 2 and may, disks at 2.
+# (ceiling, start, may split), without the ramp: ossfs starts at 4 and never splits, downloads at 2.
 WAYS = [(4, 2, True), (8, 4, False), (16, 2, True), (16, 4, False), (32, 2, True)]
+# With it: unknown FUSE starts at 4 and may split, disks at 2.
+RAMPED = [(4, 4, True), (16, 2, False), (16, 4, True), (32, 4, True)]
 
 
 @functools.cache
@@ -91,15 +94,16 @@ def rival_rate(name: str, files: int, setting: Decision, weather: str, seed: int
 
 @pytest.mark.parametrize("weather", WEATHER)
 @pytest.mark.parametrize("name", STORAGES)
-def test_near_the_best_fixed_setting(name: str, weather: str) -> None:
+@pytest.mark.parametrize("ramp", [False, True])
+def test_near_the_best_fixed_setting(name: str, weather: str, *, ramp: bool) -> None:
     noise, least = WEATHER[weather]
     medians = {}
-    for ceiling, start, split in WAYS:
+    for ceiling, start, split in RAMPED if ramp else WAYS:
         for shape, files in SHAPES.items():
             best = best_fixed(name, files, ceiling, split)
             found = []
             for seed in SEEDS:
-                controller = Controller(ceiling, start, may_split=split)
+                controller = Controller(ceiling, start, may_split=split, ramp=ramp)
                 ours = simulate(name, files, controller, seed=seed, noise=noise).rate
                 found.append(ours / rival_rate(name, files, best, weather, seed))
             medians[ceiling, start, split, shape] = round(statistics.median(found), 3)
@@ -110,6 +114,65 @@ def test_near_the_best_fixed_setting(name: str, weather: str) -> None:
     assert sum(value < 0.9 for value in medians.values()) <= len(medians) // 5, medians
 
 
+# Small models where every request takes its time: (a request's time in seconds, what the daemon can do, sizes).
+SMALL = {
+    "2 ms, 4 x 100 MiB": (0.0022, 1.2 * GB, (100 * MIB,) * 4),
+    "2 ms, 1 x 400 MiB": (0.0022, 1.2 * GB, (400 * MIB,)),
+    "30 ms, 1 x 300 MB": (0.03, 2 * GB, (300 * MB,)),
+    "30 ms, 4 x 75 MB": (0.03, 2 * GB, (75 * MB,) * 4),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_model_is_not_read_before_its_lanes_are_found(name: str) -> None:
+    """The whole run, from the first byte, in at most one and a half times what the best fixed setting needs."""
+    latency, cap, sizes = SMALL[name]
+
+    def seconds(controller: Controller, **more) -> float:
+        return (
+            Run(sizes, LatencyBound(latency, cap=cap), controller, step=0.01, block=MIB, **more).run().seconds
+        )
+
+    best = min(seconds(fixed(lanes, split=split)) for lanes in COUNTS for split in (False, True))
+    for noise in (Noise(0.0), Noise(0.1)):
+        took = [
+            seconds(Controller(16, 4, may_split=True, ramp=True), seed=seed, noise=noise) for seed in SEEDS
+        ]
+        assert statistics.median(took) <= 1.5 * best, (took, best)
+
+
+@pytest.mark.parametrize(
+    "storage", [OneAtATime, lambda: Disk(knee=1), lambda: OneAtATime(switch=0.05), Collapse]
+)
+def test_the_ramp_ends_at_the_first_doubling_that_does_not_pay(storage: Callable[[], Storage]) -> None:
+    for seed in SEEDS:
+        controller = Controller(32, 4, may_split=True, ramp=True)
+        run = Run((GB,) * 60, storage(), controller, seed=seed, noise=Noise(0.1), block=MIB)
+        outcome = run.run(0.8)
+        assert max(decision.lanes for _, decision in outcome.decisions) == 8
+        assert not controller.ramping
+
+
+def test_the_ramp_goes_back_where_more_lanes_do_harm() -> None:
+    for seed in SEEDS:
+        controller = Controller(32, 4, may_split=True, ramp=True)
+        outcome = Run((GB,) * 60, Collapse(), controller, seed=seed, noise=Noise(0.1)).run(2.0)
+        assert [decision.lanes for _, decision in outcome.decisions][:3] == [4, 8, 4]
+        assert controller.report().peak == 8
+
+
+def test_the_ramp_goes_up_to_where_lanes_stop_paying() -> None:
+    controller = Controller(16, 4, ramp=True)
+    outcome = Run((GB,) * 60, PerStream(60 * MB, 10 * GB), controller).run(1.5)
+    assert [decision.lanes for _, decision in outcome.decisions][:3] == [4, 8, 16]
+
+
+def test_without_the_ramp_lanes_are_measured_first() -> None:
+    """ossfs: what is opened there takes from a pool that is given back late."""
+    outcome = Run((GB,) * 60, PerStream(60 * MB, 10 * GB), Controller(16, 4)).run(0.65)
+    assert [decision.lanes for _, decision in outcome.decisions] == [4]
+
+
 CHANGES = {
     "a burst credit ends": lambda: Changing(Disk(knee=4), Disk(cap=0.8 * GB, knee=2)),
     "a neighbour leaves": lambda: Changing(PerStream(125 * MB, 500 * MB), PerStream(125 * MB, 2 * GB)),
@@ -118,12 +181,13 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("ramp", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_finds_its_way_after_a_change(change: str) -> None:
+def test_finds_its_way_after_a_change(change: str, *, ramp: bool) -> None:
     """Twenty seconds after the storage changed, the setting in force is near the best for the new one."""
     reached = []
     for seed in SEEDS:
-        controller = Controller(16, 2, may_split=True)
+        controller = Controller(16, 2, may_split=True, ramp=ramp)
         run = Run((4 * GB,) * 60, CHANGES[change](), controller, seed=seed, noise=Noise(0.1))
         run.run(32.0)
         second = CHANGES[change]().second
@@ -141,9 +205,12 @@ def test_finds_its_way_after_a_change(change: str) -> None:
         (OneAtATime, False),
     ],
 )
-def test_splitting_is_kept_only_where_it_pays(storage: Callable[[], Storage], kept: bool) -> None:
+@pytest.mark.parametrize(("start", "ramp"), [(2, False), (4, True)])
+def test_splitting_is_kept_only_where_it_pays(
+    storage: Callable[[], Storage], kept: bool, start: int, *, ramp: bool
+) -> None:
     for seed in SEEDS:
-        controller = Controller(16, 2, may_split=True)
+        controller = Controller(16, start, may_split=True, ramp=ramp)
         Run((20 * GB,), storage(), controller, seed=seed, noise=Noise(0.1)).run(SECONDS)
         report = controller.report()
         assert report.split is kept
@@ -222,10 +289,13 @@ ticks = st.lists(
     start=st.integers(1, 40),
     may_split=st.booleans(),
     adapt=st.booleans(),
+    ramp=st.booleans(),
     script=ticks,
 )
-def test_stays_within_bounds(ceiling: int, start: int, may_split: bool, adapt: bool, script: list) -> None:
-    controller = Controller(ceiling, start, adapt=adapt, may_split=may_split)
+def test_stays_within_bounds(
+    ceiling: int, start: int, may_split: bool, adapt: bool, ramp: bool, script: list
+) -> None:
+    controller = Controller(ceiling, start, adapt=adapt, may_split=may_split, ramp=ramp)
     now, done = 0.0, 0
     for passed, moved, busy, backlog in script:
         now, done = now + passed, done + moved

@@ -36,3 +36,35 @@ def test_asks_for_as_much_at_once_as_cat_does(fuse_mount: MountFactory, tmp_path
     assert warm(mount, tmp_path)["outcome"] == "resident"
     counted = mount.counters()
     assert counted["served"] / counted["reads"] > 200 << 10
+
+
+def test_one_small_file_is_read_by_many_handles(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    """30 ms for every request and nothing fetched ahead: each handle adds what the first one gave."""
+    mount = fuse_mount(synthetic={"weights.bin": 256 * MIB}, keep_cache="always", attr_timeout=60, latency=30)
+    summary = warm(mount, tmp_path)
+    assert (summary["outcome"], summary["split"]) == ("resident", True)
+    counted = mount.counters()
+    assert counted["max_handles"] >= 6  # pieces of 64 MiB, as where lanes are fast, would be three or four
+    assert counted["fetched"] < 1.1 * 256 * MIB
+
+
+def test_some_small_files_are_read_at_once(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    """All four from the first moment: there is no time to find out that four are good."""
+    files = {f"weights-{number}.bin": 24 * MIB for number in range(4)}
+    mount = fuse_mount(synthetic=files, keep_cache="always", attr_timeout=60, latency=30)
+    assert warm(mount, tmp_path)["outcome"] == "resident"
+    assert mount.counters()["max_handles"] >= 4
+
+
+def test_a_pool_of_ossfs_is_not_flooded(fuse_mount: MountFactory, tmp_path: Path) -> None:
+    """One handle a file, however slowly it goes."""
+    mount = fuse_mount(
+        synthetic={"weights.bin": 48 * MIB},
+        keep_cache="always",
+        attr_timeout=60,
+        latency=30,
+        subtype="ossfs2",
+    )
+    summary = warm(mount, tmp_path)
+    assert (summary["outcome"], summary["split"]) == ("resident", False)
+    assert mount.counters()["max_handles"] <= 2  # one was closed a moment ago

@@ -19,10 +19,10 @@ sys.dont_write_bytecode = True
 from stager.engine.pace import Controller  # noqa: E402  only the folder above makes it importable
 
 
-def controller(setting, ceiling, start, *, adapt=True, may_split=False):
+def controller(setting, ceiling, start, *, adapt=True, may_split=False, ramp=False):
     """The controller that `setting` asks for."""
     if setting == "adaptive":
-        return Controller(ceiling, start, adapt=adapt, may_split=may_split)
+        return Controller(ceiling, start, adapt=adapt, may_split=may_split, ramp=ramp)
     lanes, _, split = setting.partition("+")
     return Controller(int(lanes), int(lanes), adapt=False, may_split=bool(split))
 
@@ -67,7 +67,7 @@ def loop(setting, seconds, paths):
             os.posix_fadvise(fd, first, lease.position - first, os.POSIX_FADV_DONTNEED)
             os.close(fd)
 
-    pace = controller(setting, 16, 2)
+    pace = controller(setting, 16, 2, ramp=True)
     lanes = Lanes(pieces * 1000, read=read, kit=SpliceKit, controller=pace)
     timer = threading.Timer(seconds, lanes.stop, ["time is up"])
     timer.start()

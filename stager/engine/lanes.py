@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from stager.core.model import Span
 from stager.engine.pace import Controller, Decision
-from stager.engine.supply import Lease, Supply
+from stager.engine.supply import Lease, Supply, Worth
 from stager.node.throttle import Throttle
 
 __all__ = ["Checkpoint", "Kit", "LaneStopped", "Lanes", "Lease", "LeaseReturned"]
@@ -76,7 +76,7 @@ class Lanes(Generic[K]):
     `read(lease, kit, checkpoint)` reads one lease as `Lease` shows and handles errors of single files itself: any
     other exception it lets out, but for `LeaseReturned`, ends the run. Returning early (a file that shrank) completes the lease. `kit` makes
     the per-lane equipment, in the lane's thread; `rouse` ends a read that blocks in one, for a run that is over. `max_rate` is bytes per second for all lanes together. `min_piece`
-    is the smallest tail in bytes that an idle lane takes over when the controller allows splitting. `whole`: a lane keeps what it was
+    is the smallest tail in bytes that an idle lane takes over when the controller allows splitting; slow lanes take smaller ones (`Worth`). `whole`: a lane keeps what it was
     handed, to the end, and nothing is split.
 
     Everything public except `run` may be called from any thread.
@@ -96,6 +96,7 @@ class Lanes(Generic[K]):
     ) -> None:
         """Nothing starts before `run`."""
         self._supply = Supply(spans, min_piece, whole=whole)
+        self._worth = Worth(min_piece)
         self._read = read
         self._kit = kit
         self._rouse = rouse
@@ -209,12 +210,14 @@ class Lanes(Generic[K]):
             if not self.lanes:
                 return
             self._ended = anyio.Event()
-            with anyio.move_on_after(_TICK_S):
+            with anyio.move_on_after(_TICK_S / 2 if self._controller.ramping else _TICK_S):
                 await self._ended.wait()
 
     def _decide(self) -> Decision:
         backlog = self._supply.backlog(split=self._split)
-        decision = self._controller.observe(time.monotonic(), self.done, busy=self.busy, backlog=backlog)
+        now, done, busy = time.monotonic(), self.done, self.busy
+        self._supply.min_piece = self._worth.observe(now, done, busy)
+        decision = self._controller.observe(now, done, busy=busy, backlog=backlog)
         if self._split and not decision.split:
             self._supply.rejoin()
         self._split = decision.split

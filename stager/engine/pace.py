@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stager.engine.meter import Meter
+from stager.engine.ramp import Ramp
 
 # After a change the first moments belong to nobody: lanes start, files open, daemons widen their prefetch.
 _SETTLE_S = 0.2
@@ -88,10 +89,13 @@ class Controller:
     """Says how many lanes may be busy, told by ticks what they moved.
 
     `ceiling` is the most it ever says (``-P``), `start` where it begins. With `may_split` it may find that idle lanes
-    should take over tails. Without `adapt` the answer is always ``(ceiling, may_split)``.
+    should take over tails. `ramp`: it goes up quickly at first, for as long as every lane pays (see `stager.engine.ramp`).
+    Without `adapt` the answer is always ``(ceiling, may_split)``.
     """
 
-    def __init__(self, ceiling: int, start: int, *, adapt: bool = True, may_split: bool = False) -> None:
+    def __init__(
+        self, ceiling: int, start: int, *, adapt: bool = True, may_split: bool = False, ramp: bool = False
+    ) -> None:
         """Raises ValueError when `ceiling` or `start` is below 1."""
         if ceiling < 1 or start < 1:
             raise ValueError(f"ceiling {ceiling} and start {start} must be at least 1")
@@ -100,6 +104,7 @@ class Controller:
         self._may_split = may_split
         first = Decision(min(start, ceiling), split=False) if adapt else Decision(ceiling, may_split)
         self._decision = first
+        self._ramp = Ramp(first.lanes, ceiling, may_split=may_split) if adapt and ramp else None
         self._base = _Base(first)
         self._trial: Decision | None = None
         self._tried_at = 0.0
@@ -136,7 +141,9 @@ class Controller:
         self._backlog = backlog
         # Fewer lanes than allowed, and nothing for more of them to take: what is measured is that smaller number.
         width = self._decision.lanes if backlog else min(busy, self._decision.lanes)
-        if width != self._width or busy > self._decision.lanes:
+        if self._ramp is not None:
+            self._climb_quickly(self._ramp, now, done, width)
+        elif width != self._width or busy > self._decision.lanes:
             if width != self._width:
                 self._supply_changed(width, now, done)
             self._meter.restart(now, done, _SETTLE_S)
@@ -145,10 +152,28 @@ class Controller:
             self._judge(now, done)
         return self._decision
 
+    @property
+    def ramping(self) -> bool:
+        """True in the first moments, when it is worth asking twice as often."""
+        return self._ramp is not None
+
     def report(self) -> PaceReport:
         """What was found so far."""
         setting = self._base.setting
         return PaceReport(setting.lanes, self._peak, setting.split, tuple(self._epochs))
+
+    def _climb_quickly(self, ramp: Ramp, now: float, done: int, width: int) -> None:
+        look = ramp.observe(now, done, width=width, backlog=self._backlog)
+        if look is not None:
+            assert self._began is not None
+            self._epochs.append(Epoch(now - self._began, look.width, look.split, look.rate))
+        setting = Decision(ramp.lanes, ramp.split)
+        self._set(setting, now, done)
+        if ramp.over:
+            self._ramp = None
+            self._base = _Base(setting)
+            if ramp.useless_split:
+                self._split_again = now + 2 * _FIRST_LOOK_S
 
     # What the meter says
 
@@ -221,7 +246,7 @@ class Controller:
         last_wave = self._bar == _HARMLESS and rate < _GROWTH * base.rate
         linear = base.rate * trial.lanes / max(1, base.width)
         self._steep = not self._refused and rate > _STEEP * linear
-        self._downward = trial.lanes < base.setting.lanes
+        self._downward = trial.lanes < base.width
         self._base = _Base(trial, self._width, rate, self._meter.error)
         self._look_every = _FIRST_LOOK_S
         self._settled = False

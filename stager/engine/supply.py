@@ -18,6 +18,34 @@ _TAIL_ALIGNMENT = 8 << 20
 _REST_WORTH_RETURNING = 8 << 20
 
 
+# A tail is worth a handle of its own when a lane is busy with it for this long.
+_WORTH_S = 1.0
+
+
+class Worth:
+    """The smallest tail worth a handle of its own: what one lane moves in a second, between the least and the most.
+
+    Daemons fetch ahead of a handle, and what they fetched beyond the end of a tail is fetched twice. Where a lane moves few bytes
+    a second nothing is fetched far ahead, and a small file is worth many handles.
+    """
+
+    def __init__(self, most: int) -> None:
+        """`most` bytes, which is also the answer before anything has moved."""
+        self._least, self._most = min(_TAIL_ALIGNMENT, most), most
+        self._then: tuple[float, int] | None = None
+        self._rate: float | None = None
+
+    def observe(self, now: float, done: int, busy: int) -> int:
+        """The answer in bytes. `now` in seconds, `done` the bytes moved so far by all lanes, `busy` lanes at work."""
+        then, self._then = self._then, (now, done)
+        if then is not None and now > then[0] and done > then[1]:
+            rate = (done - then[1]) / (now - then[0]) / max(1, busy)
+            self._rate = rate if self._rate is None else self._rate + 0.2 * (rate - self._rate)
+        if self._rate is None:
+            return self._most
+        return max(self._least, min(self._most, int(_WORTH_S * self._rate)))
+
+
 class Lease:
     """A span in the hands of one lane. Its end may move closer while it is read.
 
@@ -109,6 +137,8 @@ class Supply:
     of one file from the start are independent.
     """
 
+    min_piece: int  # may be changed at any time, by one thread
+
     def __init__(self, spans: Sequence[Span], min_piece: int, *, whole: bool = False) -> None:
         """All of `spans` waiting. `whole`: they are never divided, and a lane that has one keeps all of it."""
         self._lock = threading.Lock()
@@ -118,7 +148,7 @@ class Supply:
         self._pieces = Counter(span.index for span in spans)
         self._divided: set[int] = set()
         self._finished: set[int] = set()
-        self._min_piece = min_piece
+        self.min_piece = min_piece
         self._whole = whole
 
     def next(self, *, split: bool) -> Lease | None:
@@ -149,7 +179,7 @@ class Supply:
         if not self._active:
             return None
         lease = max(self._active.values(), key=Lease.remaining)
-        tail = lease.cut(self._min_piece)
+        tail = lease.cut(self.min_piece)
         if tail is not None:
             self._pieces[tail.index] += 1
             self._divided.add(tail.index)
@@ -215,7 +245,7 @@ class Supply:
         if self.backlog(split=split):
             return True
         with self._lock:
-            return split and any(lease.remaining() >= 2 * self._min_piece for lease in self._active.values())
+            return split and any(lease.remaining() >= 2 * self.min_piece for lease in self._active.values())
 
     @property
     def finished(self) -> frozenset[int]:

@@ -18,16 +18,35 @@ from stager.engine.pace import Controller
 from stager.jobs.stall import StallWatch
 from stager.jobs.survey import Survey, policy_of, resident_bytes
 from stager.node.files import opened, read_in_order
-from stager.node.filesystems import Pattern
+from stager.node.filesystems import Pattern, Traits
 from stager.node.touch import STEP, Kit, PopulateKit, SpliceKit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stager.engine.report import Reporter
     from stager.jobs.options import WarmOptions
     from stager.node.memory import Gauge
 
 _TICK_S = 0.25
 _BLOCK = 4 * STEP
+
+
+def controller_for(traits: Sequence[Traits], options: WarmOptions) -> Controller:
+    """The controller for reading from filesystems of these `traits`.
+
+    It starts as the most cautious of them asks, and splits only where none forbids it and no ``--span`` was given. A daemon that takes
+    harm from a second handle on a file takes harm from many handles: there it does not ramp up either.
+    """
+    handles = [t for t in traits if t.pattern is Pattern.HANDLE]
+    tolerant = all(t.may_split for t in handles)
+    return Controller(
+        options.lanes,
+        max((t.start for t in handles or traits), default=2),
+        adapt=options.adapt,
+        may_split=options.span is None and bool(handles) and tolerant,
+        ramp=tolerant,
+    )
 
 
 class Reading:
@@ -58,7 +77,8 @@ class Reading:
         self.problems: list[FileProblem] = []
         self.touches: set[str] = set()
         self.stopped: LevelRoom | None = None
-        self.controller = self._make_controller()
+        used = {survey.files[index].mount_id for index in self._plan.chosen}
+        self.controller = controller_for([survey.mounts[number].traits for number in used], options)
         self.lanes: Lanes[Kit] = Lanes(
             self._plan.spans,
             read=self._read,
@@ -68,18 +88,6 @@ class Reading:
         )
         self._started = time.monotonic()
         self.seconds = 0.0
-
-    def _make_controller(self) -> Controller:
-        """Starts as the most cautious filesystem among those to be read asks; splits only where none forbids it and no --span was given."""
-        used = {self._survey.files[index].mount_id for index in self._plan.chosen}
-        traits = [self._survey.mounts[mount_id].traits for mount_id in used]
-        handles = [t for t in traits if t.pattern is Pattern.HANDLE]
-        return Controller(
-            self._options.lanes,
-            max((t.start for t in handles or traits), default=2),
-            adapt=self._options.adapt,
-            may_split=self._options.span is None and bool(handles) and all(t.may_split for t in handles),
-        )
 
     def _make_kit(self) -> Kit:
         if not self._options.protect:

@@ -47,6 +47,7 @@ class Traits:
 _FUSE = Traits(
     "FUSE",
     Pattern.HANDLE,
+    start=4,
     may_split=True,
     canary=True,
     revalidates=False,
@@ -59,7 +60,6 @@ _BUCKET = replace(_FUSE, object_store=True)
 _OSSFS1 = replace(
     _BUCKET,
     name="ossfs 1.x",
-    start=4,
     may_split=False,
     # Its direct_read window: 128 MiB a handle, 1 GiB a process.
     daemon_buffer=128 * MIB,
@@ -72,7 +72,6 @@ _OSSFS1 = replace(
 _OSSFS2 = replace(
     _BUCKET,
     name="ossfs 2",
-    start=4,
     may_split=False,
     # Its prefetch: up to 1.5 GiB a handle from one pool of 6 GiB, given back only at close.
     daemon_buffer=3 * GIB // 2,
@@ -124,7 +123,7 @@ def traits_of(mount: Mount, mounts: dict[int, Mount] | None = None) -> Traits:
         return known
     if mount.fstype.startswith("fuse."):
         return replace(_FUSE, name=mount.fstype)
-    return Traits(mount.fstype, Pattern.HANDLE, may_split=True, canary=True, revalidates=False)
+    return Traits(mount.fstype, Pattern.HANDLE, start=4, may_split=True, canary=True, revalidates=False)
 
 
 def _lower_mount(mount: Mount, mounts: dict[int, Mount]) -> Mount | None:
