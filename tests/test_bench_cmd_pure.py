@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from stager.core.bench.plan import (
     ALONE,
+    ENGINES,
     LOADED,
     METHODS,
     NAMES,
     OFFSETS,
     SAFETENSORS,
-    STORE_METHODS,
     Sample,
     Trial,
     in_round,
@@ -123,7 +123,11 @@ def test_only_loaders_come_in_several() -> None:
 
 
 def test_methods_are_those_that_mean_something() -> None:
-    assert methods_for((), store=True, to="") == STORE_METHODS
+    assert methods_for((), store=True, to="") == ("fetch", "fetch+mmap")
+    assert not set(ENGINES) & set(methods_for((), store=False, to="cpu"))
+    assert methods_for((), store=False, to="", engine=True) == ("warm", "engine", "warm+engine")
+    assert methods_for((), store=True, to="", engine=True) == ("fetch", "fetch+engine")
+    assert methods_for(("engine", "read"), store=False, to="", engine=True) == ("engine", "read")
     assert SAFETENSORS not in methods_for((), store=False, to="")
     assert SAFETENSORS in methods_for((), store=False, to="cpu")
     assert methods_for(("warm", "fetch"), store=False, to="") == ("warm",)

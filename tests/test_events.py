@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import stager.core
 from stager.core import errors
-from stager.core.bench.reports import BenchFile, BenchMachine, BenchPace, BenchRun, BenchSummary
+from stager.core.bench.reports import BenchEngine, BenchFile, BenchMachine, BenchPace, BenchRun, BenchSummary
 from stager.core.bench.setting import Setting
 from stager.core.bench.stats import make_cell
 from stager.core.bench.verdict import BenchSweep, SweepFigure
@@ -247,6 +247,14 @@ BENCH_SWEEP = BenchSweep(
     once=(Setting(1, 0),),
     command="stager warm /mnt/oss/r1 -P 16 --span 64MiB --no-adapt",
 )
+STARTED = replace(
+    BENCH_RUN,
+    run="r5",
+    method="warm+engine",
+    loaders=1,
+    before_seconds=3.0,
+    caveat="when the engine was ready 1.0 GiB of 2.0 GiB were not resident",
+)
 
 SAMPLES: dict[str, Event] = {
     "note-info": Note("info", "second_run", "everything is resident already"),
@@ -390,6 +398,21 @@ SAMPLES: dict[str, Event] = {
     "bench-run-disturbed": replace(BENCH_RUN, run="r2", disturbed=True, reason="3.0 MiB of it are gone"),
     "bench-run-failed": replace(BENCH_RUN, run="r3", failed="it ended with 9"),
     "bench-cell": make_cell("/mnt/oss/r1", "fuse.ossfs2", "read", "cold", 2, file="", runs=(BENCH_RUN,)),
+    "bench-run-of-an-engine": STARTED,
+    "bench-cell-of-an-engine": make_cell(
+        "/mnt/oss/r1", "fuse.ossfs2", "warm+engine", "cold", 1, file="", runs=(STARTED,)
+    ),
+    "bench-of-an-engine": replace(
+        BENCH,
+        methods=("warm+engine",),
+        engine=BenchEngine(
+            ("vllm", "serve", "{}"),
+            "http://localhost:8000/health answers 2xx",
+            "http://localhost:8000/health",
+            "",
+            1800.0,
+        ),
+    ),
     "bench-run-of-a-sweep": replace(
         BENCH_RUN, run="r4", method="warm", setting=Setting(16, 64 << 20), pace=BenchPace(16, 16, split=False)
     ),

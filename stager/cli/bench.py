@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stager.cli.bench_engine import WithCommand, with_engine, words_before
 from stager.cli.conduct import Output, Plain, conduct
 from stager.cli.options import (
     DURATION,
@@ -26,6 +27,7 @@ from stager.cli.store_options import with_store_options
 from stager.cli.sweep_options import with_sweep
 from stager.core.bench.counting import counter_files
 from stager.core.bench.plan import METHODS, WARMING, parse_loaders, parse_methods
+from stager.core.bench.starting import without_secrets
 from stager.core.bench.sweep import QUICK_ROUNDS
 from stager.core.errors import AnswerNo, UsageError
 from stager.core.location import Location, is_remote, told
@@ -34,11 +36,12 @@ from stager.jobs.options import Selection
 if TYPE_CHECKING:
     from stager.core.bench.sweep import Grid
     from stager.jobs.bench.benchmark import BenchOptions
+    from stager.jobs.bench.engine import EngineOptions
 
 _QUICK_LOADERS = (1, 4)
 
 
-@click.command("bench")
+@click.command("bench", cls=WithCommand)
 @PATHS
 @option("--methods", metavar="NAME,...", default="", type=Parsed("NAME,...", lambda text: parse_methods(text) if text else ()), help=f"Only these ways: {', '.join(METHODS)}. [default: all that apply]")  # fmt: skip
 @option("--loaders", metavar="N,...", default="1,4,8,16", show_default=True, type=Parsed("N,...", parse_loaders), help="So many loaders at once.")  # fmt: skip
@@ -55,6 +58,7 @@ _QUICK_LOADERS = (1, 4)
 @option("--report", metavar="DIR", type=PATH, help="Write a report with charts, and every number, into DIR.")
 @option("--timeout", type=DURATION, help="Start nothing more after so long.")
 @option("--yes", is_flag=True, help="Evict the pages of these files without asking.")
+@with_engine
 @with_selection
 @with_store_options
 @with_marker
@@ -65,6 +69,9 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
     PATH is a folder or file on any mount, or oss://BUCKET/PREFIX. Before each cold run the files are evicted and proven to
     have no page resident, so whoever uses them now loses them: not for a model that is in service. Nothing is written to the storage.
 
+    With --engine, CMD is started again and again, timed until it is ready, and ended: by itself on cold and on warmed files, and after
+    `stager warm` or `stager fetch`. Every {} in CMD stands for PATH, or for the folder that a store is fetched into.
+
     \b
     Examples:
       stager bench /models/r1 --quick --yes
@@ -72,6 +79,8 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
       stager bench /mnt/oss/r1 --counter /sys/class/net/eth0/statistics/rx_bytes --yes
       stager bench /models/r1 --methods read,warm+mmap --loaders 1,8 --rounds 5 --yes --json
       stager bench /mnt/oss/r1 --sweep --report sweep-r1
+      stager bench /models/r1 --engine --ready-url http://localhost:8000/health -- vllm serve /models/r1
+      stager bench /mnt/nas/r1 /mnt/oss/r1 --engine --ready-log "startup complete" -- ./serve.sh {}
     """
     from stager.jobs.bench.benchmark import Bench
     from stager.jobs.bench.paths import look_for
@@ -100,6 +109,7 @@ def _options(
     to: str | None,
     counter: tuple[str, ...],
     into: str | None,
+    engine: EngineOptions | None,
     **rest: Any,
 ) -> BenchOptions:
     """What the user asked for; a quick benchmark does less of what was left open."""
@@ -107,11 +117,12 @@ def _options(
 
     if sweep is not None:
         methods, loaders = (WARMING,), (1,)
-    elif quick and not was_given("loaders"):
-        loaders = _QUICK_LOADERS
+    elif not was_given("loaders"):
+        loaders = (1,) if engine is not None else _QUICK_LOADERS if quick else loaders
     if quick and not was_given("rounds"):
         rounds = QUICK_ROUNDS if sweep else 1
-    words = [told(word) if is_remote(word) else word for word in sys.argv[1:]]
+    words = [told(word) if is_remote(word) else word for word in words_before(sys.argv[1:], engine)]
+    words += ["--", *without_secrets(engine.command)] if engine is not None else []
     return BenchOptions(
         selection=Selection(paths=paths, include=include, exclude=exclude),
         methods=methods,
@@ -123,6 +134,7 @@ def _options(
         counters=counter_files(counter, paths),
         into=os.path.abspath(into) if into else None,
         command=shlex.join(["stager", *words]),
+        engine=engine,
         **rest,
     )
 

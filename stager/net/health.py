@@ -46,6 +46,20 @@ def asked(url: str, patience: float = _ANSWER_S) -> int | None:
         return None
 
 
+def listens(url: str) -> bool:
+    """Whether anybody accepts connections at the host and port of `url`."""
+    import socket
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    try:
+        place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        with socket.create_connection(place, timeout=_ANSWER_S):
+            return True
+    except OSError:
+        return False
+
+
 def healthy(status: int | None) -> bool:
     """Whether a status from `asked` says that the engine serves: 2xx."""
     return status is not None and 200 <= status < 300

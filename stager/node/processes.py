@@ -6,7 +6,7 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -175,8 +175,8 @@ def members(leader: int) -> list[int]:
     return found
 
 
-def processor_seconds(pids: Sequence[int]) -> float:
-    """Processor seconds, user and system, of the live processes `pids` and of those children of theirs that have ended."""
+def processor_seconds(pids: Iterable[int]) -> float:
+    """Processor seconds, user and system, of the processes `pids` and of those children of theirs that have ended and were waited for."""
     ticks = sum(sum(int(field) for field in status_fields(pid)[11:15]) for pid in pids)
     return ticks / os.sysconf("SC_CLK_TCK")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 
+from stager.core.bench import page_engine
 from stager.core.bench import page_facts as facts
 from stager.core.bench import page_figures as figures
 from stager.core.bench import page_sweep as sweep
@@ -84,6 +85,7 @@ def html(results: BenchResults) -> str:
 def _blocks(results: Results) -> list[Block]:
     return [
         *_opening(results),
+        *page_engine.starts(results),
         *(sweep.blocks(results) if results.sweeps else [*_loads(results), *_crowds(results)]),
         *_over_time(results),
         *([] if results.sweeps else _files(results)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from stager.core.bench import page_engine
 from stager.core.bench.page_parts import Block, Bullets, Code, Heading, Mono, Prose
 from stager.core.bench.page_tables import Results
 from stager.core.bench.plan import (
@@ -49,6 +50,7 @@ _WHAT: dict[str, Prose] = {
         Mono(NAMES),
         "; the time is that of both.",
     ),
+    **page_engine.WHAT,
 }
 _RULES: tuple[Prose, ...] = (
     (
@@ -84,16 +86,19 @@ def method(results: Results) -> list[Block]:
     mounts = [storage.path for storage in summary.storages if storage.kind == "mount"]
     stores = [storage.path for storage in summary.storages if storage.kind != "mount"]
     used = [name for name in summary.methods if name in _WHAT]
+    rules = _RULES if summary.engine is None else (*_RULES, page_engine.RULE)
     blocks: list[Block] = [
         Heading(2, "How it was measured"),
         ("The command line was ", Mono(shown(summary.command)), "."),
-        Bullets((*_RULES, _ROUNDS.format(count(summary.rounds, "round")))),
+        Bullets((*rules, _ROUNDS.format(count(summary.rounds, "round")))),
         Heading(3, "The methods"),
         Bullets(tuple(_item(name) for name in used)),
         Heading(3, "Each number by hand"),
     ]
     if mounts:
         blocks += _by_hand(mounts[0], used)
+    if mounts and summary.engine is not None:
+        blocks += page_engine.by_hand(shlex.quote(shown(mounts[0])), summary.engine)
     if stores:
         blocks += _store_by_hand(stores[0])
     return blocks

@@ -8,7 +8,7 @@ from statistics import median
 
 from stager.core.bench.charts import rates
 from stager.core.bench.page_parts import Entry, Mono, Runs, Table
-from stager.core.bench.plan import FETCH, LOADED, READ, WARMING
+from stager.core.bench.plan import ENGINES, FETCH, LOADED, READ, WARMING, measured_against
 from stager.core.bench.reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
 from stager.core.bench.stats import times_as_fast
 from stager.core.bench.svg import seconds_text, size_text
@@ -70,8 +70,8 @@ class Results:
         return tuple(run.run for run in self.all_runs if not run.counts and run.key == cell.key)
 
     def reference(self, cell: BenchCell) -> BenchCell | None:
-        """The cell that `cell` is held against: ``read``, cold, with as many loaders, of the same bytes; None without it."""
-        key = (cell.storage, cell.file, READ, COLD, cell.loaders, None)
+        """The cell that `cell` is held against: ``read``, for a start ``engine``, cold, with as many loaders, of the same bytes; None without it."""
+        key = (cell.storage, cell.file, measured_against(cell.method), COLD, cell.loaders, None)
         return next((one for one in self.cells if one.key == key and one.seconds), None)
 
     def over_time(self, storage: str) -> BenchRun | None:
@@ -150,7 +150,10 @@ def _times(results: Results, cell: BenchCell) -> Entry:
         return _UNKNOWN
     runs = tuple(dict.fromkeys((*against.runs, *cell.runs)))
     return Entry(
-        f"{value:.3g}x" if value < 100 else f"{value:.0f}x", value, "median of read, cold / median", runs
+        f"{value:.3g}x" if value < 100 else f"{value:.0f}x",
+        value,
+        f"median of {against.method}, cold / median",
+        runs,
     )
 
 
@@ -313,8 +316,9 @@ def in_short(results: Results) -> Table:
 
 
 def _fastest(cells: list[BenchCell]) -> BenchCell | None:
-    """Of the cells whose methods end with the model in a process."""
+    """Of the cells whose methods end with the model in a process; loaders before an engine, which does more."""
     loads = [cell for cell in cells if cell.method in LOADED]
+    loads = loads or [cell for cell in cells if cell.method in ENGINES]
     return min(loads, key=lambda cell: cell.seconds.median if cell.seconds else 0, default=None)
 
 

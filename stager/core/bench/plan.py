@@ -16,9 +16,12 @@ NAMES, OFFSETS, READ = "mmap-names", "mmap-offsets", "read"
 RECIPE, VMTOUCH, WARMING, WARM_MMAP = "recipe", "vmtouch", "warm", "warm+mmap"
 FETCH, FETCH_MMAP = "fetch", "fetch+mmap"
 SAFETENSORS = "safetensors"
+ENGINE, WARM_ENGINE, FETCH_ENGINE = "engine", "warm+engine", "fetch+engine"
+ENGINES = (ENGINE, WARM_ENGINE, FETCH_ENGINE)
+"""The methods that start a real command; each is one."""
 
-MOUNT_METHODS = (READ, OFFSETS, NAMES, RECIPE, VMTOUCH, WARMING, WARM_MMAP, SAFETENSORS)
-STORE_METHODS = (FETCH, FETCH_MMAP)
+MOUNT_METHODS = (READ, OFFSETS, NAMES, RECIPE, VMTOUCH, WARMING, WARM_MMAP, SAFETENSORS, ENGINE, WARM_ENGINE)
+STORE_METHODS = (FETCH, FETCH_MMAP, FETCH_ENGINE)
 METHODS = (*MOUNT_METHODS, *STORE_METHODS)
 LOADED = (READ, OFFSETS, NAMES, WARM_MMAP, FETCH_MMAP, SAFETENSORS)
 """The methods with loaders, of which there can be several at once; the others are one command."""
@@ -43,11 +46,21 @@ class Trial:
     setting: Setting | None = None
 
 
-def methods_for(wanted: Sequence[str], *, store: bool, to: str) -> tuple[str, ...]:
-    """Those of `wanted` (empty: all) that mean something for a store, or for a mount; safetensors' own loader only with `to`."""
+def methods_for(wanted: Sequence[str], *, store: bool, to: str, engine: bool = False) -> tuple[str, ...]:
+    """Those of `wanted` (empty: all) that mean something for a store, or for a mount.
+
+    Safetensors' own loader only with `to`, starts of a command only for an `engine`; without `wanted` an engine has nothing beside it but what warms.
+    """
     there = STORE_METHODS if store else MOUNT_METHODS
-    chosen = [name for name in wanted if name in there] if wanted else list(there)
-    return tuple(name for name in chosen if name != SAFETENSORS or to)
+    if engine and not wanted:
+        wanted = (WARMING, FETCH, *ENGINES)
+    chosen = [name for name in wanted or there if name in there]
+    return tuple(name for name in chosen if (name != SAFETENSORS or to) and (name not in ENGINES or engine))
+
+
+def measured_against(method: str) -> str:
+    """The method whose cold run `method` is compared with."""
+    return ENGINE if method in ENGINES else READ
 
 
 def parse_methods(text: str) -> tuple[str, ...]:

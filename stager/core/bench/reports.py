@@ -17,6 +17,11 @@ Key: TypeAlias = "tuple[str, str, str, str, int, Setting | None]"
 """Storage, file, method, state, loaders, setting: what tells one cell from another."""
 
 
+def step_before(method: str) -> str:
+    """What `before_seconds` of a run by `method` went by with."""
+    return "fetching" if method.startswith("fetch") else "warming"
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """How some numbers lie. `stdev` is that of a sample (n - 1); 0 of a single number."""
@@ -59,6 +64,9 @@ class BenchRun(Event):
     None where that cannot be known; `residency_by` says how they were counted: ``cachestat``, ``mincore``, ``memory-fs``, or ``canary`` on a mount that
     drops pages when a file is opened (there, nothing is ever resident at the start of a run, and nobody can look afterwards).
     A `disturbed` run counts nowhere; `reason` says what disturbed it. `failed` says why it did not end well; it counts nowhere either.
+    `before_seconds` is the part of `seconds` that went by before the loaders or the engine were started: the warming of ``warm+mmap`` and ``warm+engine``, the fetch of
+    ``fetch+mmap`` and ``fetch+engine``; 0 without such a step. A start of an engine ends when it is ready: its seconds and CPU seconds count until then. `caveat` says what a reader must know of a run that
+    counts: that pages were gone when an engine was ready, which may be its own doing.
     `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``. `setting` is what ``stager warm`` was told in a
     sweep (a span of 0 is a whole file), None for what it does by itself; `pace` what came of it.
     """
@@ -90,6 +98,8 @@ class BenchRun(Event):
     device_bytes_by: str = ""
     setting: Setting | None = None
     pace: BenchPace | None = None
+    before_seconds: float = 0.0
+    caveat: str = ""
 
     @property
     def key(self) -> Key:
@@ -111,6 +121,10 @@ class BenchRun(Event):
             return f"{self.run}  {what}: failed: {self.failed}"
         rate = f" ({format_size(self.bytes / self.seconds)}/s)" if self.seconds > 0 else ""
         took = f"{format_duration(self.seconds)}{rate}"
+        if self.before_seconds:
+            took += f", {format_duration(self.before_seconds)} of it {step_before(self.method)}"
+        if self.caveat:
+            took += f", {self.caveat}"
         return f"{self.run}  {what}: {took}" + (f", thrown away: {self.reason}" if self.disturbed else "")
 
 
@@ -120,7 +134,8 @@ class BenchCell(Event):
 
     `rounds` counts the runs in the numbers, `disturbed` and `failed` those left out; `runs` has the ids of those in the numbers.
     `seconds` is over the runs' wall times, `loader_seconds` over every loader of every run. `throughput` is bytes/s that
-    one loader sees: `bytes` by the median of `seconds`. All are None in a cell without a run: `unmeasured` says why. `setting` is that of the runs.
+    one loader sees: `bytes` by the median of `seconds`. All are None in a cell without a run: `unmeasured` says why. `setting` is that of the runs. `before_seconds` is the median of the
+    runs', None where no run has such a step. `caveat` is that of the first run that has one.
     """
 
     type: ClassVar[str] = "bench_cell"
@@ -144,6 +159,8 @@ class BenchCell(Event):
     unmeasured: str = ""
     device_bytes_by: str = ""
     setting: Setting | None = None
+    before_seconds: float | None = None
+    caveat: str = ""
 
     @property
     def key(self) -> Key:
@@ -204,6 +221,17 @@ class BenchMachine:
     stager: str
 
 
+@dataclass(frozen=True, slots=True)
+class BenchEngine:
+    """The command whose starts were timed. `ready` says in words when it is; each start had `patience` seconds. Secrets among its words are hidden."""
+
+    command: tuple[str, ...]
+    ready: str
+    url: str
+    log: str
+    patience: float
+
+
 @dataclass(frozen=True)
 class BenchSummary(Event):
     """The whole benchmark, without its runs and cells. `rounds` is what was asked for, `quick` whether it was to be short.
@@ -211,7 +239,7 @@ class BenchSummary(Event):
     `began` is a UTC time like ``2026-01-31T12:00:00Z``. `methods` and `loaders` are in the order asked for. `runs` counts the runs in the
     numbers, `disturbed` and `failed` those left out, `unmeasured` the cells without a number. `limits` are the lines that say what no cell of this
     benchmark can say. `command` is the command line. `report` is the folder of the report, empty without one. `ended` says why it ended
-    before every round was gone through, empty when none is missing.
+    before every round was gone through, empty when none is missing. `engine` is the command whose starts were timed, None without.
     `table` is for people: programs have the cells.
     """
 
@@ -234,6 +262,7 @@ class BenchSummary(Event):
     command: str
     report: str = ""
     ended: str = ""
+    engine: BenchEngine | None = None
     table: str = ""
 
     def as_json(self) -> dict[str, Any]:

@@ -61,6 +61,10 @@ def make_cell(
         cpu_seconds=median(run.cpu_seconds for run in good) if good else None,
         device_bytes=int(median(counted)) if counted else None,
         runs=tuple(run.run for run in good),
+        before_seconds=median(befores)
+        if (befores := [run.before_seconds for run in good if run.before_seconds])
+        else None,
+        caveat=next((run.caveat for run in good if run.caveat), ""),
         unmeasured="" if good else unmeasured or _why_none(runs),
         device_bytes_by=next((run.device_bytes_by for run in good if run.device_bytes is not None), ""),
         setting=setting,

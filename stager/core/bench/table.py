@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stager.core.bench.plan import READ
-from stager.core.bench.reports import COLD, BenchCell, BenchStorage
+from stager.core.bench.plan import ENGINE, ENGINES, READ, measured_against
+from stager.core.bench.reports import COLD, BenchCell, BenchStorage, step_before
 from stager.core.bench.stats import times_as_fast
 from stager.core.units import count, format_duration, format_size, shown
 
@@ -45,9 +45,12 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
             for at, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  " + "  ".join(texts).rstrip())
-    if any(cell.method == READ and cell.state == COLD and cell.seconds for cell in cells):
+    cold = {cell.method for cell in cells if cell.state == COLD and cell.seconds}
+    against = ["a cold `read` with as many loaders"] if READ in cold else []
+    against += ["engines as a cold `engine`" if against else "a cold `engine`"] if ENGINE in cold else []
+    if against:
         lines.append(
-            "  Nx: times as fast as a cold `read` with as many loaders. bytes/s, CPU: of the first column that has a number."
+            f"  Nx: times as fast as {', '.join(against)}. bytes/s, CPU: of the first column that has a number."
         )
     lines += [
         f"  {method}: reads {format_size(size)} of this"
@@ -55,6 +58,10 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
             cell.method: cell.bytes for cell in cells if cell.seconds and not cell.file
         }.items()
         if size < storage.bytes
+    ]
+    lines += [_of_it(cell) for cell in cells if cell.method in ENGINES and cell.before_seconds]
+    lines += [
+        f"  {cell.method} {_LOAD.get(cell.state, 'second')}: {cell.caveat}" for cell in cells if cell.caveat
     ]
     lines += [f"  not measured: {line}" for line in reasons(storage, cells)]
     return "\n".join(lines)
@@ -94,9 +101,15 @@ def _figure(cells: list[BenchCell], cell: BenchCell | None) -> str:
         return ""
     if cell.seconds is None:
         return "unknown"
-    base = (cell.storage, cell.file, READ, COLD, cell.loaders, None)
+    base = (cell.storage, cell.file, measured_against(cell.method), COLD, cell.loaders, None)
     times = times_as_fast(cell, next((one for one in cells if one.key == base), None))
     return f"{seconds_text(cell.seconds.median)} {_times(times):>5}"
+
+
+def _of_it(cell: BenchCell) -> str:
+    """How much of a start is the step before it."""
+    what = f"{cell.method} {_LOAD.get(cell.state, 'second')}"
+    return f"  {what}: {seconds_text(cell.before_seconds or 0.0)} of it is {step_before(cell.method)}"
 
 
 def _times(times: float | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager import __version__
 from stager.core.bench.counting import CounterFiles
 from stager.core.bench.plan import (
     QUICK_S,
@@ -23,7 +21,6 @@ from stager.core.bench.plan import (
     sample,
     trials_of,
 )
-from stager.core.bench.reports import BenchMachine
 from stager.core.budget import Policy, admit, binding_text
 from stager.core.errors import (
     AnswerNo,
@@ -35,11 +32,11 @@ from stager.core.errors import (
 from stager.core.events import Failure, Note
 from stager.core.location import Location, is_remote
 from stager.core.marker import DEFAULT_PATH
-from stager.core.model import LevelKind
 from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import Children
 from stager.jobs.bench.conclusion import conclusion
+from stager.jobs.bench.engine import Engine
 from stager.jobs.bench.ground import (
     Ground,
     StoreGround,
@@ -48,9 +45,11 @@ from stager.jobs.bench.ground import (
     look_at_store,
     new_folder,
 )
+from stager.jobs.bench.machine import this_machine
 from stager.jobs.bench.methods import Methods
 from stager.jobs.bench.paths import each_once, keep_out, refuse_methods
 from stager.jobs.bench.probe import fetch_rate, give_back, rates
+from stager.jobs.bench.rehearsal import rehearse
 from stager.jobs.bench.sweep import Sweep
 from stager.jobs.bench.trial import Trials
 from stager.jobs.options import Selection
@@ -61,8 +60,8 @@ from stager.store.opening import StoreOptions
 if TYPE_CHECKING:
     from stager.core.bench.reports import BenchResults
     from stager.core.bench.sweep import Grid
-    from stager.core.model import MemorySnapshot
     from stager.engine.report import Reporter
+    from stager.jobs.bench.engine import EngineOptions
 
 _CLOSING_S = 8.0  # for the end of one that is stopped: the process may live for 10 s after a signal
 
@@ -72,7 +71,8 @@ class BenchOptions:
     """Everything ``stager bench`` can be told. `methods` empty: all. `to` is ``cpu``, ``cuda`` or empty; `python` the interpreter for it.
 
     `counters` are files that count bytes from below where the kernel does not. `into` is where models are fetched to, None for /dev/shm. `report` is
-    the folder of the report, None for none. `sweep` are the settings of a sweep, None for no sweep. `command` is the command line, for the report.
+    the folder of the report, None for none. `sweep` are the settings of a sweep, None for no sweep. `engine` is the real command to be started,
+    None for none. `command` is the command line, for the report.
     """
 
     selection: Selection
@@ -91,6 +91,7 @@ class BenchOptions:
     timeout: float | None = None
     marker: str = DEFAULT_PATH
     command: str = ""
+    engine: EngineOptions | None = None
 
 
 class Bench:
@@ -101,6 +102,8 @@ class Bench:
         self._reporter = reporter
         self._children = Children()
         self._methods = Methods(self._children, "", options.to, options.python)
+        if options.engine is not None:
+            self._methods.engine = Engine(self._children, options.engine)
         self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
         self._sweep = Sweep(options.sweep, self._trials, options.rounds) if options.sweep else None
         self._planned: list[Trial] = []
@@ -108,7 +111,7 @@ class Bench:
         self._stopped = ""
         self._began = time.monotonic()
         self._date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._machine = _machine(Gauge().read(), 0.0)
+        self._machine = this_machine(0.0)
 
     def withdraw(self, reason: str) -> None:
         """Ends what runs; nothing outlives the benchmark."""
@@ -143,14 +146,14 @@ class Bench:
         for path, first in again:
             same = f"{shown(path)} is {shown(first)} again: it is measured once"
             self._reporter.emit(Note("warning", "same_path", same))
-        refuse_methods(self._paths, options.methods, options.to)
+        refuse_methods(self._paths, options.methods, options.to, engine=options.engine is not None)
         kept_out = partial(keep_out, self._paths, options.report, options.into)
         await runtime.in_thread("looking where files will be written", kept_out)
         self._methods.scratch = await runtime.in_thread("making a temporary folder", new_folder)
         limits = [options.timeout, QUICK_S if options.quick else None]
         if ends := [self._began + limit for limit in limits if limit is not None]:
             self._trials.until = min(ends)
-        self._machine = _machine(Gauge().read(), os.getloadavg()[0])
+        self._machine = this_machine(os.getloadavg()[0])
         if options.to:
             await runtime.in_thread("looking for torch", self._methods.check_safetensors)
         await runtime.in_thread("reading --counter", partial(check_counters, options.counters))
@@ -162,6 +165,9 @@ class Bench:
                 self._reporter.emit(Note("warning", "counter", text))
         if options.report:
             await self._prepare(options.report)
+        if self._methods.engine is not None:
+            check = partial(self._methods.engine.check, self._paths[0])
+            await runtime.in_thread("looking for the engine", check)
         await runtime.in_thread("starting a lifeline", partial(self._children.begin, self._methods.env))
         # Nothing is evicted before all that can be refused has been.
         self._trials.grounds = [await self._given_back(ground) for ground in grounds]
@@ -260,7 +266,9 @@ class Bench:
 
     def _trials_of(self, index: int, ground: Ground | StoreGround, *, per_file: bool) -> list[Trial]:
         options = self._options
-        methods = methods_for(options.methods, store=ground.store, to=options.to)
+        methods = methods_for(
+            options.methods, store=ground.store, to=options.to, engine=options.engine is not None
+        )
         files = (
             [file.entry.path for file in ground.files if file.size]
             if isinstance(ground, Ground) and per_file
@@ -295,6 +303,8 @@ class Bench:
         await self._trials.begin()
         if self._sweep is not None:
             return await self._sweep.measure()
+        if self._methods.engine is not None:
+            await rehearse(self._trials, self._planned, self._reporter)
         for number in range(self._options.rounds):
             for trial in in_round(self._planned, number):
                 if self._trials.over:
@@ -358,20 +368,3 @@ class Bench:
 
 def _shm() -> str:
     return "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()  # noqa: S108 - memory, and new folders in it
-
-
-def _machine(snapshot: MemorySnapshot, load: float) -> BenchMachine:
-    system = next((level for level in snapshot.levels if level.kind is LevelKind.SYSTEM), None)
-    memory = system.limit or 0 if system else 0
-    available = memory - system.used + system.reclaimable if system else 0
-    lru = {"mglru": "MGLRU"}.get(snapshot.lru, snapshot.lru)
-    return BenchMachine(
-        os.uname().release,
-        os.cpu_count() or 1,
-        memory,
-        available,
-        lru,
-        load,
-        platform.python_version(),
-        __version__,
-    )

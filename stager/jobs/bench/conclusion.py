@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stager.core.bench.plan import SAFETENSORS
+from stager.core.bench.plan import ENGINES, LOADED, SAFETENSORS
 from stager.core.bench.reports import COLD, WARM, BenchCell, BenchResults, BenchSummary
 from stager.core.bench.stats import make_cell, runs_of
 from stager.core.bench.sweep_table import sweep_table
@@ -30,6 +30,9 @@ _LIMITS_TO = {
     ),
     "cuda": (_LIMITS[0],),
 }
+_LIMITS_ENGINE = (
+    "how soon an engine that says it is ready gives its first token; files that it reads besides these"
+)
 _UNPROVEN = "the cold run before it did not count"
 
 
@@ -64,13 +67,23 @@ def conclusion(
         disturbed=sum(run.disturbed for run in runs),
         failed=sum(bool(run.failed) for run in runs),
         unmeasured=sum(cell.seconds is None for cell in cells),
-        limits=_LIMITS_TO.get(options.to, _LIMITS) if SAFETENSORS in methods else _LIMITS,
+        limits=_limits(methods, options.to),
         command=options.command,
         report=os.path.abspath(options.report) if options.report else "",
         ended=ended,
+        engine=options.engine.told if options.engine is not None else None,
         table=table(storages, cells) if options.sweep is None else sweep_table(storages, cells, sweeps),
     )
     return BenchResults(summary, runs, cells, sweeps)
+
+
+def _limits(methods: Sequence[str], to: str) -> tuple[str, ...]:
+    """What no cell of a benchmark by `methods` can say."""
+    usual = _LIMITS_TO.get(to, _LIMITS) if SAFETENSORS in methods else _LIMITS
+    if not any(method in ENGINES for method in methods):
+        return usual
+    loads = any(method in LOADED for method in methods)
+    return (*(usual if loads else _LIMITS[:1]), _LIMITS_ENGINE)
 
 
 def _cell(trials: Trials, trial: Trial, state: str, ended: str) -> BenchCell:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from stager.core.bench.plan import NAMES, RECIPE, SAFETENSORS, VMTOUCH, WARM_MMAP, WARMING
+from stager.core.bench.plan import (
+    ENGINE,
+    NAMES,
+    RECIPE,
+    SAFETENSORS,
+    VMTOUCH,
+    WARM_ENGINE,
+    WARM_MMAP,
+    WARMING,
+)
 from stager.core.bench.reports import BenchFile, BenchPace
 from stager.core.errors import UsageError
 from stager.core.units import format_size, shown
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
     from stager.core.bench.setting import Setting
     from stager.core.model import LocalFile
     from stager.jobs.bench.children import Children, Ended, Loaded
+    from stager.jobs.bench.engine import Engine
     from stager.jobs.bench.ground import Ground, StoreGround
 
 _LOADER = "stager.jobs.bench.loader"
@@ -80,6 +90,7 @@ class Took:
     failed: str = ""
     brought: int | None = None
     pace: BenchPace | None = None
+    before: float = 0.0
 
     def follows(self, before: Took) -> Took:
         """This run as the second step after `before`."""
@@ -87,18 +98,30 @@ class Took:
         cpu = before.cpu + self.cpu
         seconds = before.seconds + self.seconds
         files, line = self.files, before.timeline
-        return Took(seconds, each, cpu, self.size, files, line, self.failed, before.brought, before.pace)
+        return Took(
+            seconds,
+            each,
+            cpu,
+            self.size,
+            files,
+            line,
+            self.failed,
+            before.brought,
+            before.pace,
+            before.seconds,
+        )
 
 
 @dataclass
 class Methods:
-    """Runs methods with `children`. `scratch` is a folder for markers; `to` and `python` are for safetensors' own loader."""
+    """Runs methods with `children`. `scratch` is a folder for markers; `to` and `python` are for safetensors' own loader, `engine` is what the methods of an engine start."""
 
     children: Children
     scratch: str
     to: str = ""
     python: str = ""
     env: dict[str, str] = field(default_factory=lambda: clean_environment())
+    engine: Engine | None = None
 
     def check_safetensors(self) -> None:
         """Raises `UsageError` unless the interpreter has what `to` needs."""
@@ -121,7 +144,7 @@ class Methods:
         """Why `method` cannot run on `ground`; empty when it can."""
         if method == VMTOUCH and shutil.which("vmtouch") is None:
             return "vmtouch is not installed"
-        if method in (WARMING, WARM_MMAP) and ground.facts.keeps.hopeless:
+        if method in (WARMING, WARM_MMAP, WARM_ENGINE) and ground.facts.keeps.hopeless:
             return "`stager warm` reads nothing here: this mount drops pages when a file is opened"
         if method in (WARMING, WARM_MMAP, SAFETENSORS) and ground.part is not None:
             return "it reads whole files, and none is small enough for --quick"
@@ -149,7 +172,20 @@ class Methods:
         if method == WARM_MMAP:
             warmed = self._warm(ground, until)
             return warmed if warmed.failed else self.load(NAMES, ground, loaders, until).follows(warmed)
+        if method == ENGINE:
+            return self.start(ground.storage.path, ground.total, until)
+        if method == WARM_ENGINE:
+            warmed = self._warm(ground, until)
+            if warmed.failed:
+                return warmed
+            return self.start(ground.storage.path, ground.total, until).follows(warmed)
         return self.load(method, ground, loaders, until)
+
+    def start(self, path: str, size: int, until: float | None) -> Took:
+        """A start of the engine on `path`, where `size` bytes lie. Blocks. Raises as `Children`."""
+        assert self.engine is not None
+        started = self.engine.start(path, until)
+        return Took(started.seconds, (started.seconds,), started.cpu, size)
 
     def fetch(self, ground: StoreGround, folder: str, until: float | None) -> Took:
         """``stager fetch`` into `folder`. Blocks. Raises as `Children`."""

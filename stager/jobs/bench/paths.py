@@ -48,9 +48,9 @@ def _real(path: str) -> str:
     return str(Location.parse(path)).rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
-def refuse_methods(paths: Sequence[str], wanted: Sequence[str], to: str) -> None:
+def refuse_methods(paths: Sequence[str], wanted: Sequence[str], to: str, *, engine: bool) -> None:
     """Raises `UsageError` when none of the methods `wanted` is for these `paths`: before anything is evicted for them."""
-    if any(methods_for(wanted, store=is_remote(path), to=to) for path in paths):
+    if any(methods_for(wanted, store=is_remote(path), to=to, engine=engine) for path in paths):
         return
     if SAFETENSORS in wanted and not to:
         raise UsageError(f"--methods {SAFETENSORS} needs --to", hint="add --to cpu, or --to cuda")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.bench.counting import FETCH
-from stager.core.bench.plan import FETCH_MMAP, NAMES, READ, repeats
+from stager.core.bench.plan import ENGINES, FETCH_ENGINE, FETCH_MMAP, NAMES, READ, repeats
 from stager.core.bench.reports import COLD, WARM, BenchRun
 from stager.core.units import format_size, shown
 from stager.engine import runtime
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stager.core.bench.reports import BenchStorage
     from stager.jobs.bench.methods import Methods
 
+_IN_PART = "the engine reads the whole model, and --quick has time for a part"
+
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
@@ -39,7 +41,8 @@ class _Pages:
 class Trials:
     """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything.
 
-    `told` gets every run as soon as it has ended; `runs` has them all. `cut`: time ran out where a run was still to be made, or in one. `tidy` removes what was fetched.
+    `told` gets every run as soon as it has ended; `runs` has them all. `cut`: time ran out where a run was still to be made, or in one. `refused` says of
+    storages (by index) why the engine is started there no more. `tidy` removes what was fetched.
     """
 
     methods: Methods
@@ -49,6 +52,7 @@ class Trials:
     until: float | None = None
     cut: bool = False
     runs: list[BenchRun] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
     _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
     _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
@@ -62,15 +66,18 @@ class Trials:
         """Read each mount's files once, uncounted: memory that a virtual machine has never touched is slow the first time."""
         for ground in self.grounds:
             if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
-                call = partial(_tried, partial(self.methods.load, READ, ground, 1, self.until))
+                call = partial(tried, partial(self.methods.load, READ, ground, 1, self.until))
                 await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
 
     def why_not(self, trial: Trial, state: str) -> str:
         """Why there is no such run; empty where there may be."""
         ground = self.grounds[trial.storage]
+        why = ""
+        if trial.method in ENGINES:
+            why = self.refused.get(trial.storage, "") or (_IN_PART if ground.storage.sampled else "")
         if isinstance(ground, StoreGround):
-            return ground.why_not
-        why = ground.why_not_cold if state == COLD else ground.why_not_warm
+            return ground.why_not or why
+        why = (ground.why_not_cold if state == COLD else ground.why_not_warm) or why
         return why or self.methods.why_not(trial.method, ground)
 
     async def run(self, trial: Trial, number: int, states: Sequence[str] = (COLD, WARM)) -> None:
@@ -118,10 +125,12 @@ class Trials:
         drops, read = counters.cache_drops(), ground.counter.read()
         if not before.wrong:
             way = partial(self.methods.on_mount, trial.method, ground, trial.loaders, self.until)
-            took = _tried(partial(way, setting=trial.setting))
+            took = tried(partial(way, setting=trial.setting))
         now = ground.counter.read()
         after = _counted(ground)
-        lost = _lost(ground, after, dropped=counters.cache_drops() > drops)
+        dropped = counters.cache_drops() > drops
+        lost = "" if took.failed else _lost(ground, after, dropped=dropped)
+        own = trial.method in ENGINES and not dropped
         run = _made(ground.storage, trial, state, number, took, ground.total)
         return replace(
             run,
@@ -129,8 +138,9 @@ class Trials:
             device_bytes_by=ground.counter.by if _grown(read, now) is not None else "",
             resident_before=before.resident,
             resident_after=after,
-            disturbed=bool(before.wrong or (lost and not took.failed)),
-            reason=before.wrong or ("" if took.failed else lost),
+            disturbed=bool(before.wrong or (lost and not own)),
+            reason=before.wrong or ("" if own else lost),
+            caveat=_of_engine(ground, after) if lost and own else "",
         )
 
     def _filled(self, ground: Ground) -> _Pages:
@@ -139,7 +149,7 @@ class Trials:
             return _Pages(0)  # opening the files drops what there may be
         found = _counted(ground)
         if found is not None and found < ground.total:
-            _tried(partial(self.methods.load, READ, ground, 1, self.until))
+            tried(partial(self.methods.load, READ, ground, 1, self.until))
             found = _counted(ground)
         return _Pages(found, _lost(ground, found, dropped=False))
 
@@ -175,17 +185,21 @@ class Trials:
         if state == WARM:
             there = await look_at(folder, Selection(paths=(folder,)))
             before = await runtime.in_thread("counting pages", partial(self._filled, there))
-        fetch = partial(_tried, partial(self.methods.fetch, store, folder, self.until))
+        fetch = partial(tried, partial(self.methods.fetch, store, folder, self.until))
         took = await runtime.in_thread(f"fetching {shown(str(store.location))}", fetch)
         if took.failed:
             run = _made(store.storage, trial, state, number, took, store.total)
             return self._keep(replace(run, resident_before=before.resident))
         ground = await look_at(folder, Selection(paths=(folder,)))
         if trial.method == FETCH_MMAP:
-            load = partial(_tried, partial(self.methods.load, NAMES, ground, trial.loaders, self.until))
+            load = partial(tried, partial(self.methods.load, NAMES, ground, trial.loaders, self.until))
             took = (await runtime.in_thread("loading what was fetched", load)).follows(took)
+        if trial.method == FETCH_ENGINE:
+            start = partial(tried, partial(self.methods.start, folder, ground.total, self.until))
+            took = (await runtime.in_thread("starting the engine", start)).follows(took)
         after = await runtime.in_thread("counting pages", partial(_counted, ground))
         lost = "" if took.failed else _lost(ground, after, dropped=False)
+        own = trial.method == FETCH_ENGINE
         run = _made(store.storage, trial, state, number, replace(took, size=ground.total), ground.total)
         return self._keep(
             replace(
@@ -193,8 +207,9 @@ class Trials:
                 resident_before=before.resident,
                 resident_after=after,
                 residency_by=ground.storage.residency_by,
-                disturbed=bool(before.wrong or lost),
-                reason=before.wrong or lost,
+                disturbed=bool(before.wrong or (lost and not own)),
+                reason=before.wrong or ("" if own else lost),
+                caveat=_of_engine(ground, after) if lost and own else "",
             )
         )
 
@@ -223,6 +238,7 @@ def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: To
         timeline=took.timeline,
         setting=trial.setting,
         pace=took.pace,
+        before_seconds=took.before,
     )
 
 
@@ -231,7 +247,8 @@ def _grown(before: int | None, after: int | None) -> int | None:
     return after - before if before is not None and after is not None and after >= before else None
 
 
-def _tried(call: Callable[[], Took]) -> Took:
+def tried(call: Callable[[], Took]) -> Took:
+    """What `call` gives; a failure of its process as a run that failed."""
     try:
         return call()
     except ChildFailed as exc:
@@ -264,3 +281,10 @@ def _lost(ground: Ground, found: int | None, *, dropped: bool) -> str:
         return ""
     by = "somebody dropped the whole page cache" if dropped else "somebody dropped them, or memory is short"
     return f"{format_size(ground.total - found)} of {format_size(ground.total)} are not resident: {by}"
+
+
+def _of_engine(ground: Ground, found: int | None) -> str:
+    """The same after a start of an engine, which need not touch every page, and whose own memory may push pages out."""
+    if found is None:
+        return "its pages could not be counted when the engine was ready"
+    return f"when the engine was ready {format_size(ground.total - found)} of {format_size(ground.total)} were not resident"

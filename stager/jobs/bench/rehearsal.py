@@ -1,0 +1,75 @@
+"""One start of the engine on each storage before anything is measured: it shows that the command works, and fills the engine's own caches.
+
+An engine's program, its libraries, and what it compiles and keeps are not the storage's: without this the first run would pay for them alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core.bench.plan import ENGINES
+from stager.core.bench.reports import COLD, WARM
+from stager.core.errors import AnswerNo
+from stager.core.events import Note
+from stager.core.units import format_duration, shown
+from stager.engine import runtime
+from stager.jobs.bench.ground import StoreGround, new_folder
+from stager.jobs.bench.trial import tried
+
+if TYPE_CHECKING:
+    from stager.core.bench.plan import Trial
+    from stager.engine.report import Reporter
+    from stager.jobs.bench.ground import Ground
+    from stager.jobs.bench.methods import Methods, Took
+    from stager.jobs.bench.trial import Trials
+
+
+async def rehearse(trials: Trials, planned: Sequence[Trial], reporter: Reporter) -> None:
+    """Start the engine of `planned` once for each storage; where it fails, `trials` start it no more.
+
+    Raises `AnswerNo` where it fails for every storage.
+    """
+    there = {one.storage: one for one in planned if one.method in ENGINES}
+    able = [
+        index for index, one in there.items() if not all(trials.why_not(one, now) for now in (COLD, WARM))
+    ]
+    last = ""
+    for index in able:
+        if trials.over:
+            return
+        ground = trials.grounds[index]
+        took = await _once(trials.methods, ground, trials.until)
+        where = shown(ground.storage.path)
+        if took.failed and not trials.over:
+            trials.refused[index] = last = f"the engine could not be started there: {took.failed}"
+            reporter.emit(Note("warning", "engine", f"{where}: {last}"))
+        elif not took.failed:
+            text = f"{where}: a first start, which is not counted, took {format_duration(took.seconds)}"
+            reporter.emit(Note("info", "engine", text))
+    if able and all(index in trials.refused for index in able):
+        raise AnswerNo(
+            last.replace(" there:", ":"),
+            hint="try the command by itself; give it longer with --engine-timeout",
+        )
+
+
+async def _once(methods: Methods, ground: Ground | StoreGround, until: float | None) -> Took:
+    where = shown(ground.storage.path)
+    if not isinstance(ground, StoreGround):
+        start = partial(tried, partial(methods.start, ground.storage.path, ground.total, until))
+        return await runtime.in_thread(f"starting the engine on {where}", start)
+    folder = new_folder(ground.into)
+    try:
+        fetch = partial(tried, partial(methods.fetch, ground, folder, until))
+        fetched = await runtime.in_thread(f"fetching {where}", fetch)
+        if fetched.failed:
+            return fetched
+        start = partial(tried, partial(methods.start, folder, ground.total, until))
+        return await runtime.in_thread("starting the engine", start)
+    finally:
+        with runtime.sheltered(10.0):
+            remove = partial(shutil.rmtree, folder, ignore_errors=True)
+            await runtime.in_thread("removing what was fetched", remove)

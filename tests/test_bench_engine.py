@@ -1,0 +1,374 @@
+"""``stager bench --engine``: a real command is started cold and with warmed files, timed until it is ready, and ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stager.core.bench.starting import Lines, without_secrets
+from stager.jobs.bench import engine as bench_engine
+from stager.jobs.bench.children import Children
+from stager.jobs.bench.engine import Engine, EngineOptions
+from stager.node.processes import members
+from tests.fetchbed import Bed
+from tests.fuselab.fixtures import MountFactory
+from tests.harness import MIB, ROOT, Box, Done, files_below, resident, until
+from tests.test_bench_cmd import cell, good, with_word
+
+STAND_IN = [sys.executable, str(ROOT / "tests" / "stand_in.py")]
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found: int = free.getsockname()[1]
+        return found
+
+
+def url(port: int) -> str:
+    return f"http://127.0.0.1:{port}/health"
+
+
+def words_for(model: str, port: int, *more: str, own: tuple[str, ...] = ()) -> list[str]:
+    """The command line for a stand-in that serves `port`; `own` are words for stager."""
+    return [
+        model,
+        "--engine",
+        "--ready-url",
+        url(port),
+        "--rounds",
+        "1",
+        *own,
+        "--",
+        *STAND_IN,
+        "{}",
+        "--port",
+        str(port),
+        *more,
+    ]
+
+
+def sizes(model: str) -> int:
+    return sum(os.path.getsize(path) for path in files_below(model))
+
+
+def one_error(done: Done) -> str:
+    """The only error line."""
+    errors = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, str(done)
+    assert "Traceback" not in done.err
+    return errors[0]
+
+
+# What it measures
+
+
+def test_a_start_cold_with_warmed_files_and_after_warming(box: Box, port: int) -> None:
+    model = box.model()
+    size = sizes(model)
+    done = good(
+        box,
+        *words_for(model, port, "--how", "map", "--api-key", "hush", own=("--report", box.path("report"))),
+    )
+    runs = done.all("bench_run")
+    assert {(run["method"], run["state"], run["loaders"]) for run in runs} == {
+        (method, state, 1) for method in ("warm", "engine", "warm+engine") for state in ("cold", "warm")
+    }
+    for run in runs:
+        assert run["resident_before"] == (0 if run["state"] == "cold" else size)
+        assert run["resident_after"] == run["bytes"] == size
+        assert run["loader_seconds"] == [run["seconds"]]
+        assert run["cpu_seconds"] > 0
+        assert (run["before_seconds"] > 0) == (run["method"] == "warm+engine")
+        assert run["before_seconds"] < run["seconds"]
+        one = cell(done, run["method"], run["state"])
+        assert one["before_seconds"] == (run["before_seconds"] or None)
+    told = done.event("bench")
+    assert told["engine"]["url"] == url(port)
+    assert told["engine"]["command"][-2:] == ["--api-key", "***"]
+    page = Path(box.path("report", "report.html")).read_text()
+    assert "Starts of the engine" in page
+    assert "time until curl" in page
+    everything = done.out + "".join(Path(path).read_text() for path in files_below(box.path("report")))
+    assert "hush" not in everything
+    assert resident(*files_below(model)) == 0
+
+
+@pytest.mark.root
+def test_on_a_slow_mount_a_start_with_warmed_files_reads_nothing(
+    box: Box, fuse_mount: MountFactory, port: int
+) -> None:
+    size = 12 * MIB
+    slow = fuse_mount(synthetic={"a.bin": size}, keep_cache="always", stream_rate=8 * MIB, latency=5)
+    done = good(box, *words_for(slow.path, port, own=("--methods", "engine")))
+    assert cell(done, "engine")["seconds"]["min"] > 1
+    assert cell(done, "engine", "warm")["rounds"] == 1
+    # One read that is thrown away and one cold start; the start before it all, and the one with warmed files, found everything.
+    assert 2 * size <= slow.counters()["served"] < 2 * size + MIB  # stager looks at some pages before
+
+
+@pytest.mark.parametrize("stream", ["--say", "--cry"])
+def test_a_line_of_what_it_says_makes_it_ready(box: Box, stream: str) -> None:
+    model = box.model(size=MIB)
+    words = [model, "--engine", "--ready-log", "up and run+ing$", "--rounds", "1", "--methods", "engine"]
+    done = good(box, *words, "--", *STAND_IN, model, stream, "it is up and running")
+    assert cell(done, "engine")["rounds"] == cell(done, "engine", "warm")["rounds"] == 1
+
+
+def test_a_program_that_ends_once_it_has_said_the_line_was_ready(box: Box) -> None:
+    model = box.model(size=MIB)
+    words = [model, "--engine", "--ready-log", "loaded", "--rounds", "1", "--methods", "engine"]
+    done = good(box, *words, "--", *STAND_IN, model, "--say", "loaded", "--exit", "0")
+    assert cell(done, "engine")["cpu_seconds"] > 0
+
+
+def test_a_flood_of_output_fills_nothing(box: Box) -> None:
+    model = box.model(size=MIB)
+    words = [model, "--engine", "--ready-log", "^ready", "--rounds", "1", "--methods", "engine"]
+    done = good(box, *words, "--", *STAND_IN, model, "--flood", "64", "--say", "ready")
+    assert cell(done, "engine")["rounds"] == 1
+
+
+def test_every_path_is_put_where_the_command_says(box: Box, port: int) -> None:
+    models = [box.model("one", size=MIB), box.model("two", size=2 * MIB)]
+    done = good(box, models[0], *words_for(models[1], port, own=("--methods", "engine")))
+    for run in done.all("bench_run"):
+        assert run["resident_after"] == sizes(run["storage"])  # each start has read its own
+    assert {run["storage"] for run in done.all("bench_run")} == set(models)
+
+
+def test_a_store_is_fetched_and_the_engine_started_on_what_came(bed: Bed, source: str, port: int) -> None:
+    bed.serve(source)
+    into = bed.box.path("into")
+    os.mkdir(into)
+    done = good(bed.box, *words_for(bed.url, port, own=("--into", into)), env=bed.oss.env())
+    run = next(
+        run for run in done.all("bench_run") if (run["method"], run["state"]) == ("fetch+engine", "cold")
+    )
+    assert 0 < run["before_seconds"] < run["seconds"]
+    assert cell(done, "fetch+engine", "warm")["rounds"] == cell(done, "fetch")["rounds"] == 1
+    assert os.listdir(into) == []
+
+
+def test_pages_that_the_engine_drops_itself_are_said_and_nobody_else_is_blamed(box: Box, port: int) -> None:
+    model = box.model(size=8 * MIB)
+    done = good(box, *words_for(model, port, "--how", "evict", own=("--methods", "engine")))
+    for run in done.all("bench_run"):
+        assert not run["disturbed"]
+        assert run["resident_after"] < run["bytes"]
+        assert "were not resident" in run["caveat"]
+    shown = box.run("bench", "--yes", *words_for(model, port, "--how", "evict", own=("--methods", "engine")))
+    assert re.search(r"engine second: when the engine was ready .* were not resident", shown.out), str(shown)
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("more", "texts"),
+    [
+        (["--cry", "out of memory", "--exit", "3"], ["exit 3 before it was ready", "out of memory"]),
+        (["--status", "503"], ["not ready after", "answers 503"]),
+        (["--deaf", "--fork", "--exit", "1"], ["exit 0 before it was ready"]),
+    ],
+)
+def test_a_start_that_fails_is_said_before_anything_is_measured(
+    box: Box, port: int, more: list[str], texts: list[str]
+) -> None:
+    model = box.model(size=MIB)
+    done = box.run("bench", "--yes", *words_for(model, port, *more, own=("--engine-timeout", "1s")))
+    assert done.code == 3, str(done)
+    line = one_error(done)
+    assert all(text in line for text in texts), line
+    assert "r001" not in done.err
+
+
+def test_a_start_that_fails_later_is_a_failed_run(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    done = good(box, *words_for(model, port, "--lives", box.path("life"), own=("--methods", "warm,engine")))
+    one = cell(done, "engine")
+    assert (one["failed"], one["seconds"]) == (1, None)
+    assert one["unmeasured"] == "it ended with exit 1 before it was ready: no more lives"
+    assert cell(done, "warm")["rounds"] == 1
+
+
+def test_where_somebody_else_listens_nothing_is_started_or_evicted(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    assert box.warm(model).code == 0
+    with socket.create_server(("127.0.0.1", port)):
+        done = box.run("bench", "--yes", *words_for(model, port, "--lives", box.path("life")))
+    assert done.code == 3, str(done)
+    assert "somebody listens" in one_error(done)
+    assert not os.path.exists(box.path("life"))
+    assert resident(*files_below(model)) == sizes(model)
+
+
+def test_a_program_that_is_not_there(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    words = [model, "--engine", "--ready-url", url(port), "--", "no-such-engine", model]
+    done = box.run("bench", "--yes", *words)
+    assert done.code == 7, str(done)
+    assert "no-such-engine" in one_error(done)
+
+
+ENGINE = ["MODEL", "--engine"]
+READY = ["--ready-url", "http://127.0.0.1:1/"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([*ENGINE, *READY], "no command"),
+        ([*ENGINE, *READY, "--"], "no command"),
+        ([*ENGINE, "--", "x"], "both missing"),
+        ([*ENGINE, *READY, "--ready-log", "up", "--", "x"], "exclude each other"),
+        ([*ENGINE, "--ready-url", "localhost:1", "--", "x"], "not an http URL"),
+        ([*ENGINE, "--ready-log", "(up", "--", "x"], "regular expression"),
+        ([*ENGINE, "--ready-log", ".*", "--", "x"], "empty line"),
+        ([*ENGINE, *READY, "--engine-timeout", "0s", "--", "x"], "more than 0"),
+        ([*ENGINE, *READY, "--methods", "read", "--", "x"], "--methods names none"),
+        ([*ENGINE, "OTHER", *READY, "--", "x"], "several PATHs"),
+        (["oss://bucket/r1", "--engine", *READY, "--", "x"], "does not say"),
+        (["MODEL", *READY], "--ready-url needs --engine"),
+        (["MODEL", "--methods", "warm+engine"], "needs --engine"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(box: Box, words: list[str], text: str) -> None:
+    model = box.model(size=MIB)
+    done = box.run(
+        "bench", "--yes", *[{"MODEL": model, "OTHER": box.folder}.get(word, word) for word in words]
+    )
+    assert done.code == 2, str(done)
+    assert text in one_error(done)
+
+
+def test_without_engine_the_words_after_the_dashes_are_paths(box: Box) -> None:
+    model = box.model(size=MIB)
+    done = good(box, "--methods", "read", "--loaders", "1", "--rounds", "1", "--", model)
+    assert cell(done, "read")["rounds"] == 1
+
+
+# What it leaves behind
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_engine_and_its_children_end_with_the_benchmark(box: Box, port: int, number: int) -> None:
+    """Also where they have a process group of their own, and do not listen."""
+    model = box.model(size=MIB)
+    word = f"BENCH_TEST={os.path.basename(box.folder)}"
+    name, _, value = word.partition("=")
+    words = words_for(model, port, "--deaf", "--fork", "--status", "503")
+    running = box.start("bench", "--yes", *words, env={name: value})
+    until(lambda: accepts(port), "the engine")
+    assert len(with_word(word)) >= 2
+    running.signal(number)
+    done = running.finish(15)
+    assert done.code == (-9 if number == signal.SIGKILL else 128 + number), str(done)
+    until(lambda: not with_word(word), "the end of the engine", 5)
+
+
+def accepts(port: int) -> bool:
+    """Whether anybody listens."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    made = Children()
+    yield made
+    made.close()
+
+
+def test_one_that_does_not_listen_is_killed_with_all_its_children(
+    box: Box, port: int, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_engine, "_GRACE_S", 0.3)
+    word = f"--api-key={os.path.basename(box.folder)}"
+    command = (*STAND_IN, box.folder, "--how", "none", "--deaf", "--fork", "--port", str(port), word)
+    started = Engine(children, EngineOptions(command, url(port))).start(box.folder, None)
+    assert started.seconds > 0
+    assert started.cpu > 0
+    assert not accepts(port)
+    assert not [pid for pid in filter(str.isdigit, os.listdir("/proc")) if word in words_of(pid)]
+
+
+def words_of(pid: str) -> str:
+    try:
+        return Path("/proc", pid, "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_one_that_listens_is_let_end_by_itself(box: Box, port: int, children: Children) -> None:
+    """SIGKILL would leave the file."""
+    mark = box.path("mark")
+    script = f"trap 'kill $!; rm {mark}; exit' TERM; touch {mark}; {' '.join(STAND_IN)} {box.folder} --how none --port {port} & wait"
+    Engine(children, EngineOptions(("sh", "-c", script), url(port))).start(box.folder, None)
+    assert not os.path.exists(mark)
+
+
+def test_members_are_the_live_ones_of_a_group_or_session() -> None:
+    child = subprocess.Popen(["sh", "-c", "sleep 60 & exec sleep 60"], start_new_session=True)
+    until(lambda: len(members(child.pid)) == 2, "both")
+    child.kill()
+    until(lambda: len(members(child.pid)) == 1, "the first to be a zombie")
+    os.killpg(child.pid, signal.SIGKILL)
+    until(lambda: not members(child.pid), "nobody")
+    child.wait()
+
+
+# Decisions
+
+PIECES = st.lists(st.integers(0, 40), max_size=8)
+
+
+@given(st.text("ready\n\r é", max_size=40), PIECES)
+def test_lines_match_however_they_are_cut(text: str, cuts: list[int]) -> None:
+    data = text.encode()
+    ends = sorted({min(cut, len(data)) for cut in (*cuts, len(data))})
+    lines, at = Lines(re.compile("^ready$")), 0
+    for end in ends:
+        if end > at:
+            lines.feed(1, data[at:end])
+        at = end
+    lines.feed(1, b"")
+    assert lines.matched == ("ready" in re.split("[\r\n]", text))
+    assert lines.end == text
+
+
+def test_lines_of_two_streams_are_kept_apart_and_only_the_end_of_all_is_kept() -> None:
+    lines = Lines(re.compile("ready"))
+    lines.feed(1, b"rea")
+    lines.feed(2, b"dy\n")
+    assert not lines.matched
+    for _ in range(64):
+        lines.feed(1, b"x" * MIB)
+    assert len(lines.end) == 64 << 10
+    lines.feed(1, b"ready\n")
+    assert lines.matched
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["serve", "--api-key", "a", "--port", "1"], ["serve", "--api-key", "***", "--port", "1"]),
+        (["env", "HF_TOKEN=a", "--api-key=b"], ["env", "HF_TOKEN=***", "--api-key=***"]),
+        (["--tokenizer", "a", "--max-tokens", "1"], ["--tokenizer", "a", "--max-tokens", "1"]),
+        (["--trust-token", "--port", "1"], ["--trust-token", "--port", "1"]),
+    ],
+)
+def test_secrets_of_a_command_are_not_shown(words: list[str], kept: list[str]) -> None:
+    assert without_secrets(words) == kept
