@@ -206,6 +206,17 @@ def test_a_file_without_tensors_is_touched_from_its_beginning() -> None:
     assert spans_in_order([], NAMES, 0, None) == []
 
 
+def test_the_table_tells_bytes_from_below_where_they_are_counted() -> None:
+    counted = run(device_bytes=3 * MIB, device_bytes_by="counter")
+    cells = [make_cell("/m", "ext4", "read", "cold", 1, file="", runs=[counted])]
+    lines = table([storage(counter="/run/bytes")], cells).splitlines()
+    assert lines[1].split()[-1] == "below"
+    assert lines[2].split()[-2:] == ["3.0", "MiB"]
+    assert "that /run/bytes counted" in lines[4]
+    bare = table([storage()], [make_cell("/m", "ext4", "read", "cold", 1, file="", runs=[run()])])
+    assert "below" not in bare
+
+
 def test_the_table_compares_with_a_cold_read_and_says_what_is_missing() -> None:
     cells = [
         make_cell("/m", "ext4", "read", "cold", 1, file="", runs=[run(4.0)]),

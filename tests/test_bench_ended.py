@@ -89,6 +89,23 @@ def test_what_was_measured_before_an_error_is_told_and_written(bed: Bed, source:
 
 
 @pytest.mark.root
+def test_a_report_that_can_no_longer_be_written_costs_the_report_alone(
+    box: Box, fuse_mount: MountFactory
+) -> None:
+    slow = fuse_mount(synthetic={"a.bin": 4 * MIB}, keep_cache="always", stream_rate=8 * MIB)
+    report = box.path("report")
+    running = box.start("bench", "--yes", slow.path, *ONE, "--rounds", "2", "--report", report)
+    running.await_text("r001 ", 30)
+    os.rmdir(report)
+    Path(report).touch()
+    done = running.finish(30)
+    assert done.code == 9, str(done)
+    assert done.out.startswith(f"{slow.path}: ")
+    assert "report in" not in done.out
+    assert done.err.count("error: ") == 1
+
+
+@pytest.mark.root
 def test_at_the_timeout_the_whole_says_that_it_ended_early(box: Box, fuse_mount: MountFactory) -> None:
     slow = fuse_mount(synthetic={"a.bin": 4 * MIB}, keep_cache="always", stream_rate=8 * MIB)
     words = ["--yes", "--json", slow.path, *ONE, "--rounds", "50", "--timeout", "3s"]

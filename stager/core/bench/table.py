@@ -33,11 +33,13 @@ def table(storages: Sequence[BenchStorage], cells: Sequence[BenchCell]) -> str:
 def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
     loaders = sorted({cell.loaders for cell in cells})
     lines = [head(storage)]
-    rows = [["method", "load", *(count(number, "loader") for number in loaders), "bytes/s", "CPU"]]
+    rows = [["method", "load", *(count(number, "loader") for number in loaders), "bytes/s", "CPU", "below"]]
     rows += [
         _row(cells, file, method, state, loaders)
         for file, method, state in dict.fromkeys((cell.file, cell.method, cell.state) for cell in cells)
     ]
+    counted = any(row[-1] for row in rows[1:])
+    rows = rows if counted else [row[:-1] for row in rows]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
         texts = [
@@ -49,9 +51,11 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
     against = ["a cold `read` with as many loaders"] if READ in cold else []
     against += ["engines as a cold `engine`" if against else "a cold `engine`"] if ENGINE in cold else []
     if against:
-        lines.append(
-            f"  Nx: times as fast as {', '.join(against)}. bytes/s, CPU: of the first column that has a number."
-        )
+        lines.append(f"  Nx: times as fast as {', '.join(against)}.")
+    lines.append(
+        f"  bytes/s, CPU{', below' if counted else ''}: of the first column that has a number."
+        f"{f' below: bytes that {shown(storage.counter)} counted meanwhile, for anybody.' if counted else ''}"
+    )
     lines += [
         f"  {method}: reads {format_size(size)} of this"
         for method, size in {
@@ -93,7 +97,8 @@ def _row(cells: list[BenchCell], file: str, method: str, state: str, loaders: li
     load = _LOAD.get(state, "second")
     rate = f"{format_size(first.throughput)}/s" if first is not None and first.throughput else ""
     cpu = f"{first.cpu_seconds:.2f}s" if first is not None and first.cpu_seconds is not None else ""
-    return [label, load, *(_figure(cells, mine.get(number)) for number in loaders), rate, cpu]
+    below = format_size(first.device_bytes) if first is not None and first.device_bytes is not None else ""
+    return [label, load, *(_figure(cells, mine.get(number)) for number in loaders), rate, cpu, below]
 
 
 def _figure(cells: list[BenchCell], cell: BenchCell | None) -> str:

@@ -47,7 +47,7 @@ from stager.jobs.bench.ground import (
 )
 from stager.jobs.bench.machine import this_machine
 from stager.jobs.bench.methods import Methods
-from stager.jobs.bench.paths import each_once, keep_out, refuse_methods
+from stager.jobs.bench.paths import each_once, keep_out, look_for, refuse_methods
 from stager.jobs.bench.probe import fetch_rate, give_back, rates
 from stager.jobs.bench.rehearsal import rehearse
 from stager.jobs.bench.sweep import Sweep
@@ -146,6 +146,7 @@ class Bench:
         for path, first in again:
             same = f"{shown(path)} is {shown(first)} again: it is measured once"
             self._reporter.emit(Note("warning", "same_path", same))
+        await look_for(self._paths)
         refuse_methods(self._paths, options.methods, options.to, engine=options.engine is not None)
         kept_out = partial(keep_out, self._paths, options.report, options.into)
         await runtime.in_thread("looking where files will be written", kept_out)
@@ -333,11 +334,15 @@ class Bench:
         )
         for event in (*results.cells, *results.sweeps):
             self._reporter.emit(event)
+        summary = results.summary
         try:
             if options.report:
                 await self._report(results, options.report)
-        finally:  # a disk that is full takes the page, not the table
-            self._reporter.emit(results.summary)
+        except StagerError:  # a disk that is full takes the page, not the table
+            summary = replace(summary, report="")
+            raise
+        finally:
+            self._reporter.emit(summary)
         return results
 
     async def _conclude(self, ended: str) -> int:
