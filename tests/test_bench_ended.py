@@ -150,3 +150,17 @@ def test_quiet_leaves_the_table_and_for_programs_every_run(box: Box) -> None:
     assert "r001" not in done.err
     assert done.out.startswith(f"{model}: ")
     assert [run["run"] for run in box.run(*words, "--json").all("bench_run")] == ["r001", "r002"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_file_that_does_not_answer_before_the_first_run_is_not_waited_for(
+    box: Box, fuse_mount: MountFactory, quick: bool
+) -> None:
+    """The canary reads the smallest file; that hangs."""
+    hangs = fuse_mount(synthetic={"a.bin": MIB, "b.json": 4096}, keep_cache="always", hang_file=["b.json"])
+    words = ["--quick"] if quick else []
+    done = box.run("bench", "--yes", hangs.path, *ONE, "--timeout", "2s", *words)
+    assert done.code == 10, str(done)
+    assert "error: --timeout ran out before anything was measured" in done.err
+    assert "b.json" in done.err

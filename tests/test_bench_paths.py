@@ -39,6 +39,9 @@ def test_a_storage_is_not_written_into(model: Path, tmp_path: Path) -> None:
     assert refused([str(model), STORE], into=model).hint == "give `--into` another folder"
     keep_out([str(model), STORE], str(tmp_path / "model-report"), str(tmp_path))
     keep_out([str(model)], None, str(model))  # nothing is fetched
+    keep_out(
+        [str(tmp_path / "gone" / "gone")], str(tmp_path / "nor" / "this"), None
+    )  # that it is not there is said elsewhere
     assert os.listdir(model) == ["weights.gguf"]
 
 

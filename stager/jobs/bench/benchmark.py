@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from stager.engine.report import Reporter
     from stager.jobs.bench.engine import EngineOptions
 
+_LOOK_S = 5.0  # beyond the time, for a run to be ended and looked at
 _CLOSING_S = 8.0  # for the end of one that is stopped: the process may live for 10 s after a signal
 
 
@@ -154,6 +155,28 @@ class Bench:
         limits = [options.timeout, QUICK_S if options.quick else None]
         if ends := [self._began + limit for limit in limits if limit is not None]:
             self._trials.until = min(ends)
+        with runtime.deadline(self._left()) as expired:
+            await self._make_ready()
+        if expired():
+            raise DeadlineExceeded(
+                f"{self._short_of_time()} before anything was measured",
+                hint="see above what did not answer, or leave it out",
+            )
+        try:
+            through = await self._measure()
+        except BaseException as exc:  # a stop is none of Exception
+            await self._rescue(self._stopped or str(exc) or type(exc).__name__)
+            raise
+        return await self._conclude("" if through else self._short_of_time())
+
+    def _left(self) -> float | None:
+        """Seconds until nothing more is to be started; None without such a time."""
+        until = self._trials.until
+        return None if until is None else max(0.0, until - time.monotonic())
+
+    async def _make_ready(self) -> None:
+        """Look at everything, refuse what must be refused, then evict and plan."""
+        options = self._options
         self._machine = this_machine(os.getloadavg()[0])
         if options.to:
             await runtime.in_thread("looking for torch", self._methods.check_safetensors)
@@ -176,12 +199,6 @@ class Bench:
             self._trials.grounds = [await self._sampled(ground) for ground in self._trials.grounds]
         self._trials.grounds = [self._fitting(ground) for ground in self._trials.grounds]
         self._plan()
-        try:
-            through = await self._measure()
-        except BaseException as exc:  # a stop is none of Exception
-            await self._rescue(self._stopped or str(exc) or type(exc).__name__)
-            raise
-        return await self._conclude("" if through else self._short_of_time())
 
     async def _rescue(self, why: str) -> None:
         """Tell what was measured before `why` ended it. What goes wrong here is told, for the first error is the one to be raised."""
@@ -300,7 +317,13 @@ class Bench:
     # Measuring
 
     async def _measure(self) -> bool:
-        """Whether all rounds were gone through before the time was up."""
+        """Whether all rounds were gone through before the time was up. A look at pages that hangs is left behind."""
+        left = self._left()
+        with runtime.deadline(None if left is None else left + _LOOK_S) as expired:
+            through = await self._rounds()
+        return not expired() and through
+
+    async def _rounds(self) -> bool:
         await self._trials.begin()
         if self._sweep is not None:
             return await self._sweep.measure()
@@ -349,11 +372,8 @@ class Bench:
         results = await self._tell(ended)
         timeout = self._options.timeout
         if ended and timeout is not None and time.monotonic() - self._began >= timeout:
-            hint = (
-                "what was measured until then is above"
-                if results.summary.runs
-                else "give it longer, or use --quick"
-            )
+            shorter = "give it longer" if self._options.quick else "give it longer, or use --quick"
+            hint = "what was measured until then is above" if results.summary.runs else shorter
             raise DeadlineExceeded("--timeout ran out", hint=hint)
         if not results.summary.runs:
             why = next((cell.unmeasured for cell in results.cells if cell.unmeasured), "")

@@ -79,7 +79,8 @@ def _keep_out(paths: Sequence[str], folder: str | None, what: str, hint: str) ->
             continue
         real = os.path.realpath(path)
         single = not os.path.isdir(real)
-        if _identity(os.path.dirname(real) if single else real) in (around[:1] if single else around):
+        storage = _identity(os.path.dirname(real) if single else real)
+        if storage is not None and storage in (around[:1] if single else around):
             beside = "beside" if single else "in"
             raise UsageError(
                 f"{what} {shown(folder)} lies {beside} {shown(path)}, which is only read", hint=hint
