@@ -54,7 +54,7 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
         lines.append(f"  Nx: times as fast as {', '.join(against)}.")
     lines.append(
         f"  bytes/s, CPU{', below' if counted else ''}: of the first column that has a number."
-        f"{f' below: bytes that {shown(storage.counter)} counted meanwhile, for anybody.' if counted else ''}"
+        f"{f' below: bytes that {_who(storage)}.' if counted else ''}"
     )
     lines += [
         f"  {method}: reads {format_size(size)} of this"
@@ -69,6 +69,13 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
     ]
     lines += [f"  not measured: {line}" for line in reasons(storage, cells)]
     return "\n".join(lines)
+
+
+def _who(storage: BenchStorage) -> str:
+    """Who counted the bytes from below."""
+    if storage.kind == "store":
+        return "the fetch took from the store, by its own count"
+    return f"{shown(storage.counter)} counted meanwhile, for anybody"
 
 
 def head(storage: BenchStorage) -> str:
