@@ -22,7 +22,13 @@ from stager.core.bench.plan import (
 from stager.core.units import count, shown
 
 _WHAT: dict[str, Prose] = {
-    READ: "every file from its beginning to its end, one after the other, by read(2) into one buffer of 4 MiB that is used again.",
+    READ: (
+        "every file from its beginning to its end, one after the other, by read(2) into one buffer of 4 MiB that is used again. As ",
+        Mono("cat"),
+        " and ",
+        Mono("stager warm"),
+        " do, it tells the kernel that it reads in order (POSIX_FADV_SEQUENTIAL), which then reads ahead twice as far.",
+    ),
     OFFSETS: "every file is mapped, its safetensors header parsed, and one byte of every page of every tensor touched, tensors in the order in which they lie. "
     "Files without such a header are touched from the beginning to the end.",
     NAMES: "the same with the tensors in the order of their names, as an engine that asks for them by name does.",

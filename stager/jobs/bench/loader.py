@@ -19,6 +19,7 @@ from stager.core.formats import safetensors
 from stager.core.formats.source import Head, Shrunk, Unjudged
 from stager.core.units import MIB
 from stager.engine.crew import Voice, end_with_stdin, leave
+from stager.node.files import read_in_order
 from stager.node.syscalls import PAGE
 
 _BUFFER = 4 * MIB  # 1 to 4 MiB are equally fast; one buffer, used again
@@ -26,9 +27,10 @@ _STRETCH = 64 * MIB  # touched in one call
 
 
 def read_file(path: str, most: int | None, buffer: bytearray) -> int:
-    """Read `path` from its beginning, at most `most` bytes; how many that were. Raises ``OSError``."""
+    """Read `path` from its beginning, said to be in order, at most `most` bytes; how many that were. Raises ``OSError``."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        read_in_order(fd)
         done, view = 0, memoryview(buffer)
         while most is None or done < most:
             want = len(buffer) if most is None else min(len(buffer), most - done)
