@@ -28,6 +28,7 @@ from tests.harness import (
     resident,
     until,
 )
+from tests.osslab.faults import Fault
 
 METHODS = "read,mmap-names,recipe,vmtouch,warm+mmap"
 
@@ -397,8 +398,22 @@ def test_nothing_outlives_it(box: Box, fuse_mount: MountFactory, number: int, me
     done = running.finish(15)
     assert done.code == (143 if number == signal.SIGTERM else -9), str(done)
     until(lambda: not with_word(word), "the end of the readers", 1.5)
-    if number == signal.SIGTERM:
-        assert os.listdir(scratch) == []
+    until(lambda: os.listdir(scratch) == [], "the end of temporary files", 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_was_being_fetched_does_not_stay_in_memory(bed: Bed, source: str, number: int) -> None:
+    """Files in a tmpfs that no process owns are memory that nobody gets back."""
+    bed.serve(source)
+    bed.oss.faults.add(Fault("slow", times=10_000, rate=64 << 10))
+    into = bed.box.path("into")
+    os.mkdir(into)
+    words = ["bench", bed.url, "--into", into, "--methods", "fetch", "--rounds", "1"]
+    running = bed.box.start(*words, env=bed.oss.env())
+    until(lambda: any(path.endswith(".part") for path in files_below(into)), "a part of a file", 20)
+    running.signal(number)
+    running.finish(20)
+    until(lambda: os.listdir(into) == [], "the end of what was fetched", 5)
 
 
 def comms(pids: list[int]) -> set[bytes]:

@@ -193,6 +193,7 @@ class Bench:
             check = partial(self._methods.engine.check, self._paths[0])
             await runtime.in_thread("looking for the engine", check)
         await runtime.in_thread("starting a lifeline", partial(self._children.begin, self._methods.env))
+        self._children.remove(self._methods.scratch)
         # Nothing is evicted before all that can be refused has been.
         self._trials.grounds = [await self._given_back(ground) for ground in grounds]
         if options.quick:
@@ -257,6 +258,7 @@ class Bench:
 
     async def _fetch_rate(self, ground: StoreGround) -> float:
         folder = new_folder(ground.into)
+        self._children.remove(folder)
         try:
             return await fetch_rate(ground, self._methods, folder)
         finally:

@@ -67,6 +67,11 @@ class Children:
         """From now on nothing that is started outlives this process, even when it is killed. Blocks for a moment."""
         self._lifeline = Lifeline(env)
 
+    def remove(self, folder: str) -> None:
+        """`folder` does not outlive this process either, when it is killed; to be called after `begin`."""
+        if self._lifeline is not None:
+            self._lifeline.remove(os.path.abspath(folder))
+
     def command(
         self,
         argv: Sequence[str],

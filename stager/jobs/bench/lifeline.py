@@ -1,18 +1,20 @@
-"""The lifeline of a benchmark: a process that ends what was started when the benchmark itself is killed.
+"""The lifeline of a benchmark: a process that ends what was started, and removes what was made, when the benchmark itself is killed.
 
-It hears ``+PID`` and ``-PID`` lines on its stdin: a leader of a process group has started, or has ended with its group. When its stdin ends, it kills the
-groups and sessions of those that are left. Signals of a terminal do not reach it, and it ignores the others: the end of its stdin always comes.
+It hears ``+PID`` and ``-PID`` lines on its stdin: a leader of a process group has started, or has ended with its group; and ``/FOLDER``, percent-encoded: a
+folder was made. When its stdin ends, it kills the groups and sessions of those that are left, then removes the folders that are. Signals of a terminal do not reach it, and it ignores the others: the end of its stdin always comes.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from stager.node.frozen import worker_command
 from stager.node.processes import kill_members, members
@@ -49,8 +51,12 @@ class Lifeline:
         """Nothing of `leader` is left."""
         self._say(f"-{leader}\n")
 
+    def remove(self, folder: str) -> None:
+        """The absolute `folder` is not to outlive the benchmark either: in memory it would be memory that nobody owns."""
+        self._say(f"{quote_from_bytes(os.fsencode(folder))}\n")
+
     def close(self) -> None:
-        """End it; what it still watches is killed. May be called twice."""
+        """End it; what it still watches is killed, what is left of the folders removed. May be called twice."""
         process, self._process = self._process, None
         if process is not None:
             for stream in (process.stdin, process.stdout):
@@ -71,11 +77,21 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     watched: set[int] = set()
+    folders: list[bytes] = []
     with suppress(OSError):
         os.write(1, b"\n")
     for line in sys.stdin.buffer:
-        leader = int(line[1:])
-        (watched.add if line.startswith(b"+") else watched.discard)(leader)
+        if line.startswith(b"/"):
+            folders.append(unquote_to_bytes(line.rstrip(b"\n")))
+        else:
+            leader = int(line[1:])
+            (watched.add if line.startswith(b"+") else watched.discard)(leader)
+    _end(watched)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(watched: set[int]) -> None:
     for leader in watched:
         kill_members(leader)
     for _ in range(_TRIES):

@@ -62,6 +62,7 @@ async def _once(methods: Methods, ground: Ground | StoreGround, until: float | N
         start = partial(tried, partial(methods.start, ground.storage.path, ground.total, until))
         return await runtime.in_thread(f"starting the engine on {where}", start)
     folder = new_folder(ground.into)
+    methods.children.remove(folder)
     try:
         fetch = partial(tried, partial(methods.fetch, ground, folder, until))
         fetched = await runtime.in_thread(f"fetching {where}", fetch)

@@ -170,6 +170,7 @@ class Trials:
     def _folder(self, store: StoreGround) -> str:
         folder = new_folder(store.into)
         self._folders.add(folder)
+        self.methods.children.remove(folder)
         return folder
 
     def tidy(self) -> None:
