@@ -185,7 +185,7 @@ class Bench:
         used = {ground.counter.what for ground in grounds if isinstance(ground, Ground)}
         for name in options.counters.all:
             if name not in used:
-                text = f"--counter {shown(name)} is not read: every mount has a counter of its own"
+                text = f"--counter {shown(name)} is not read: no mount that is measured needs it"
                 self._reporter.emit(Note("warning", "counter", text))
         if options.report:
             await self._prepare(options.report)
