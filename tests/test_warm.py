@@ -129,6 +129,31 @@ def test_a_span_below_a_mib_is_refused(box: Box) -> None:
 # Only a part
 
 
+@pytest.mark.parametrize("lanes", ["1", "8"])
+def test_only_the_first_bytes_of_each_file_and_the_gate_knows(box: Box, lanes: str) -> None:
+    large, small = box.file("m/large.data", 24 * MIB), box.file("m/small.data", 2 * MIB)
+    done = box.warm(box.path("m"), "--first", "5MiB", "-P", lanes)
+    assert (done.code, done.summary["outcome"], done.summary["state"]) == (0, "partial", "partial")
+    assert done.summary["residency"]["resident"] == done.summary["residency"]["total"] == 7 * MIB
+    assert done.summary["read"] == 7 * MIB
+    assert "first 5.0 MiB of each file" in done.summary["reason"]
+    assert resident(small) == 2 * MIB
+    assert 5 * MIB <= resident(large) < 16 * MIB, "what is read ahead comes on top"
+    assert not box.ready()
+    again = box.warm(box.path("m"), "--first", "5MiB", "--fresh")
+    assert (again.summary["read"], again.summary["already"]) == (7 * MIB, 0)
+    whole = box.warm(box.path("m"))
+    assert (whole.summary["outcome"], whole.summary["residency"]["total"]) == ("resident", 26 * MIB)
+    assert box.ready()
+
+
+def test_the_first_bytes_of_small_files_are_all_of_them(box: Box) -> None:
+    box.file("m/a.data", 2 * MIB)
+    done = box.warm(box.path("m"), "--first", "5MiB")
+    assert (done.summary["outcome"], done.summary["read"]) == ("resident", 2 * MIB)
+    assert box.warm(box.path("m"), "--first", "0").code == 2
+
+
 def test_under_a_budget_whole_files_from_the_head_of_the_load_order(box: Box) -> None:
     model = box.model(size=40 * MIB, shards=5)
     shards = sorted(path for path in files_below(model) if path.endswith(".safetensors"))

@@ -10,14 +10,32 @@ import click
 
 from stager.cli.conduct import Output, Plain, conduct
 from stager.cli.metrics_options import gate_of, with_metrics
-from stager.cli.options import PATHS, option, with_output, with_warm_options
+from stager.cli.options import PATHS, Parsed, option, with_output, with_warm_options
+from stager.core.errors import UsageError
+from stager.core.units import parse_size
 from stager.engine.recording import Account
 from stager.jobs.options import WarmOptions
+
+
+def _first(text: str) -> int:
+    """Bytes; 0 would be none of a file."""
+    size = parse_size(text)
+    if size <= 0:
+        raise UsageError(f"`{text}` must be more than 0")
+    return size
 
 
 @click.command("warm")
 @PATHS
 @with_warm_options
+@option(
+    "--first",
+    metavar="SIZE",
+    type=Parsed("SIZE", _first),
+    hidden=True,
+    envvar=None,
+    help="Only so many bytes of each file: for benchmarks of what a part of a model says.",
+)
 @option("--dry-run", is_flag=True, help="Say what would happen, like `stager check`.")
 @with_metrics(listen=True)
 @with_output
@@ -26,6 +44,7 @@ def command(
     warm: Callable[..., WarmOptions],
     account: Callable[..., Account],
     *,
+    first: int | None,
     dry_run: bool,
     output: Output,
 ) -> int:
@@ -43,6 +62,8 @@ def command(
     """
     kept = account("warm", [os.path.abspath(path) for path in paths])
     options = warm(paths, watch=kept.wanted)
+    if first is not None:
+        options = replace(options, selection=replace(options.selection, first=first))
     if dry_run:
         from stager.jobs.check import check
 

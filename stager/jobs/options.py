@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which files: PATHs and globs on the names below them."""
+    """Which files: PATHs and globs on the names below them. `first`: only so many bytes of each, from its beginning; None: all."""
 
     paths: tuple[str, ...]
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

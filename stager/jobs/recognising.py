@@ -112,7 +112,7 @@ def _apply_manifests(root: str, below: list[LocalFile], found: Found, known: Rec
         manifest = Manifest.parse(raw)
         manifest.refuse_updating(shown(place))
         known.manifest = True
-        known.digest = digest_of([known.digest.encode(), raw])
+        known.digest = _digest([known.digest.encode(), raw])
         prefix = f"{folder}/" if folder else ""
         defects = manifest.defects(
             replace(file.entry, path=file.entry.path.removeprefix(prefix))
@@ -148,9 +148,14 @@ def _as_wanted(defect: Defect, present: set[str], selection: Selection) -> Defec
     return replace(defect, proven=False)
 
 
-def digest_of(parts: list[bytes]) -> str:
+def _digest(parts: list[bytes]) -> str:
     """The sha256 of `parts` together, in hex."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def digest_of_names(files: list[LocalFile]) -> str:
+    """The sha256 of the paths and sizes of `files`, in hex."""
+    return _digest([f"{f.entry.path}\0{f.size}\n".encode("utf-8", "surrogateescape") for f in files])

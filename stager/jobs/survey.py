@@ -27,7 +27,7 @@ from stager.core.plan import WHOLE, Candidate, Plan, make_plan
 from stager.core.select import selected
 from stager.core.units import MIB, shown
 from stager.engine import runtime
-from stager.jobs.recognising import digest_of, recognise
+from stager.jobs.recognising import digest_of_names, recognise
 from stager.node import canary, filesystems, memory, mounts, pagecache
 from stager.node.canary import Keeps
 from stager.node.files import Found, etag_of, once, opened, walk
@@ -74,7 +74,10 @@ class Look:
 
 @dataclass
 class Survey:
-    """Everything known before the first byte is read. `files`, `looks` and `load_rank` run in parallel; `weights` are indexes into them."""
+    """Everything known before the first byte is read. `files`, `looks` and `load_rank` run in parallel; `weights` are indexes into them.
+
+    `first`: only so many bytes of each file are to be resident; None: all.
+    """
 
     found: Found
     files: list[LocalFile] = field(default_factory=list)
@@ -88,11 +91,12 @@ class Survey:
     manifest: bool = False
     admission: Admission | None = None
     plan: Plan | None = None
+    first: int | None = None
 
     @property
     def total(self) -> int:
-        """Bytes of all selected files."""
-        return sum(file.size for file in self.files)
+        """Bytes of all selected files, as far as they are to be resident."""
+        return sum(min(file.size, self.first or file.size) for file in self.files)
 
     @property
     def residency(self) -> Residency:
@@ -138,7 +142,7 @@ class Surveyor:
         return await runtime.in_thread(f"listing {where}", self._find)
 
     def _find(self) -> Survey:
-        survey = Survey(walk(self._selection.paths))
+        survey = Survey(walk(self._selection.paths), first=self._selection.first)
         known = recognise(survey.found, self._selection, refuse=self._refuse)
         survey.format_names = tuple(known.names)
         survey.defects = known.defects
@@ -151,7 +155,7 @@ class Surveyor:
         survey.files = once(wanted, lambda file: known.rank[id(file)])
         survey.load_rank = [known.rank[id(file)] for file in survey.files]
         survey.weights = frozenset(at for at, file in enumerate(survey.files) if id(file) in known.weights)
-        survey.digest = known.digest or _digest(survey.files)
+        survey.digest = known.digest or digest_of_names(survey.files)
         if not survey.files:
             raise self._nothing(survey)
         return survey
@@ -207,14 +211,14 @@ class Surveyor:
     def _look(self, survey: Survey, index: int, *, fresh: bool) -> Look:
         file = survey.files[index]
         facts = survey.facts(file)
-        whole = ((0, file.size),) if file.size else ()
+        whole = ((0, min(file.size, survey.first or file.size)),) if file.size else ()
         try:
             with opened(file.path) as fd:
                 if facts.traits.canary:
                     identity = replace(file.identity, etag=etag_of(fd))
                     file = survey.files[index] = replace(file, identity=identity)
                 stale = self._stale(file, facts, fresh=fresh)
-                residency, holes = measure(fd, facts)
+                residency, holes = measure(fd, facts, survey.first)
                 defects = self._check_header(survey, index, fd)
         except OSError as exc:
             return _problem(file, whole, from_oserror(exc, f"`{shown(file.path)}`"))
@@ -295,9 +299,12 @@ def _drop(survey: Survey, index: int) -> bool:
     return wrong and bool(residency.resident)
 
 
-def measure(fd: int, facts: MountFacts) -> tuple[Residency, tuple[tuple[int, int], ...]]:
-    """What of the open file `fd` is resident and which stretches are not; unknown residency makes everything a hole."""
+def measure(
+    fd: int, facts: MountFacts, first: int | None = None
+) -> tuple[Residency, tuple[tuple[int, int], ...]]:
+    """What of the open file `fd`, or of its `first` bytes, is resident and which stretches are not; unknown residency makes all a hole."""
     size = os.fstat(fd).st_size
+    size = min(size, first or size)
     whole = ((0, size),) if size else ()
     if facts.traits.pattern is Pattern.MEMORY:
         return Residency(size, size, Known.MEMORY_FS), ()
@@ -390,7 +397,3 @@ def _ask(path: str, fstype: str, found: Found | None) -> tuple[Keeps, str]:
         return canary.ask(path, fstype), ""
     except OSError as exc:
         return Keeps.UNKNOWN, os.strerror(exc.errno or 0).lower()
-
-
-def _digest(files: list[LocalFile]) -> str:
-    return digest_of([f"{f.entry.path}\0{f.size}\n".encode("utf-8", "surrogateescape") for f in files])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.events import FileProblem
-from stager.core.model import LocalFile, Residency
+from stager.core.model import Residency
 from stager.core.units import shown
 from stager.engine import runtime
 from stager.jobs.reading import problem_of
@@ -18,7 +18,7 @@ from stager.node.files import identity_of, opened
 from stager.node.touch import ReadKit
 
 if TYPE_CHECKING:
-    from stager.jobs.survey import MountFacts, Survey
+    from stager.jobs.survey import Survey
 
 _LOOKERS = 8
 
@@ -51,20 +51,21 @@ def _verify(survey: Survey, index: int, *, again: frozenset[int], estimate: bool
         return Verified(survey.looks[index].residency)
     try:
         with opened(file.path) as fd:
-            return _verify_open(fd, file, facts, again=index in again, estimate=estimate)
+            return _verify_open(fd, survey, index, again=index in again, estimate=estimate)
     except OSError as exc:
         return Verified(
             Residency.unknown(file.size, "could not be read"), problem=problem_of(file, None, exc)
         )
 
 
-def _verify_open(fd: int, file: LocalFile, facts: MountFacts, *, again: bool, estimate: bool) -> Verified:
-    residency, holes = measure(fd, facts)
+def _verify_open(fd: int, survey: Survey, index: int, *, again: bool, estimate: bool) -> Verified:
+    file, facts, first = survey.files[index], survey.facts(survey.files[index]), survey.first
+    residency, holes = measure(fd, facts, first)
     back = 0
     if again and residency.missing:
         back = _fill(fd, holes)
-        residency, _ = measure(fd, facts)
-    if residency.resident is None and estimate:
+        residency, _ = measure(fd, facts, first)
+    if residency.resident is None and estimate and first is None:
         residency = pagecache.estimate(fd, because=residency.why, seed=file.identity.inode)
     if not identity_of(os.fstat(fd)).same_content(replace(file.identity, etag=None)):
         changed = FileProblem(file.entry.path, None, "ESTALE", "changed while it was being warmed")

@@ -73,7 +73,7 @@ class Vigil:
         seen = self._seen[file.path]
         try:
             with opened(file.path) as fd:
-                found, missing = measure(fd, self._survey.facts(file))
+                found, missing = measure(fd, self._survey.facts(file), self._survey.first)
         except OSError:
             seen.residency, seen.holes = Residency.unknown(file.size, "it cannot be opened"), None
             raise

@@ -183,6 +183,9 @@ class Warm:
             self._results.append(Result.UNKNOWN)
         elif not residency.complete:
             self._results.append(Result.LOST)
+        survey = self._survey
+        if survey is not None and survey.total < sum(file.size for file in survey.files):
+            self._results.append(Result.PARTIAL)  # whatever is resident, it is no whole model
         least = self._options.min_resident
         if least is not None and (residency.resident is None or residency.resident < least * residency.total):
             self._results.append(Result.BELOW_MINIMUM)
@@ -257,6 +260,8 @@ class Warm:
         stopped = self._reading.stopped if self._reading else None
         if stopped is not None:
             return f"stopped before evicting its own pages: {binding_text(stopped)}"
+        if survey.first is not None and not survey.admission.shortfall:
+            return f"only the first {format_size(survey.first)} of each file were asked for"
         short = format_size(survey.admission.shortfall)
         return (
             f"{short} do not fit: {binding_text(survey.admission.binding)}"
