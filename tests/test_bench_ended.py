@@ -75,7 +75,7 @@ def test_what_was_measured_before_an_error_is_told_and_written(bed: Bed, source:
     words = ["bench", "--yes", bed.url, "--into", into, "--methods", "fetch", "--rounds", "50"]
     running = bed.box.start(*words, "--report", report, env=bed.oss.env())
     running.await_text("r002 ", 30)
-    until(lambda: taken_away(into), "a moment between two runs", 30)
+    until(lambda: taken_away(into), "a moment between two runs", 90)
     done = running.finish(30)
     assert done.code == 7, str(done)
     assert done.err.count("error: ") == 1
@@ -84,6 +84,21 @@ def test_what_was_measured_before_an_error_is_told_and_written(bed: Bed, source:
     assert last["type"] == "bench"
     assert last["ended"]
     assert last["runs"] >= 2
+
+
+def test_a_fetch_that_is_stopped_leaves_its_numbers_and_no_files(bed: Bed, source: str) -> None:
+    bed.serve(source)
+    into = bed.box.path("into")
+    os.mkdir(into)
+    words = ["bench", "--yes", bed.url, "--into", into, "--methods", "fetch", "--rounds", "50"]
+    running = bed.box.start(*words, env=bed.oss.env())
+    running.await_text("r002 ", 30)
+    until(lambda: any(files_below(into)), "a fetch under way", 30)
+    running.signal(signal.SIGTERM)
+    done = running.finish(15)
+    assert done.code == 143, str(done)
+    assert "ended early: stopped by SIGTERM" in done.out
+    assert os.listdir(into) == []
 
 
 @pytest.mark.root
