@@ -7,9 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.harness import MIB, Box, environment, files_below
-from tests.test_bench_cmd import cell, good
+from stager.core.bench import evidence
+from stager.core.bench.evidence import Usage
+from tests.fuselab.fixtures import MountFactory
+from tests.harness import MIB, Box, Done, environment, files_below
+from tests.test_bench_cmd import bench, cell, good
 
 ONE = ("--loaders", "1", "--rounds", "1")
 
@@ -63,3 +68,166 @@ def test_a_vmtouch_that_skips_files_has_failed_cold_and_again(box: Box, script: 
         one = cell(done, "vmtouch", state)
         assert (one["seconds"], one["failed"], one["disturbed"]) == (None, 1, 0)
         assert said in one["unmeasured"]
+
+
+# Pages that come or go while a run is made: stand-ins of torch and safetensors bring them in or drop them, each at its own moment
+
+TORCH = """
+import os
+def files():
+    return [os.path.join(at, name) for at, _, names in os.walk(os.environ["BENCH_MODEL"]) for name in names]
+def drop(path):
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def bring(path):
+    os.system(f"cat '{path}' > /dev/null")
+for path in files():
+    {at_import}
+class zeros:
+    def __init__(self, count, device): pass
+    def clone(self): pass
+def set_num_threads(count): pass
+"""
+SAFETENSORS = """
+from torch import bring, drop
+class Tensor:
+    def __init__(self, size): self.size = size
+    def clone(self): return self
+    def numel(self): return self.size
+    def element_size(self): return 1
+class safe_open:
+    def __init__(self, path, framework, device):
+        {before_reading}
+        with open(path, "rb", 0) as file:
+            self.size = sum(iter(lambda: len(file.read(1 << 20)), 0))
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def keys(self): return ["all"]
+    def get_tensor(self, name): return Tensor(self.size)
+"""
+
+
+def loaded_by_others(box: Box, model: str, *, at_import: str = "pass", before_reading: str = "pass") -> Done:
+    """A benchmark of safetensors' own loader, for which stand-ins do that in the middle."""
+    Path(box.path("torch.py")).write_text(TORCH.replace("{at_import}", at_import))
+    Path(box.path("safetensors.py")).write_text(SAFETENSORS.replace("{before_reading}", before_reading))
+    path = os.pathsep.join([box.folder, environment()["PYTHONPATH"]])
+    words = [model, "--methods", "safetensors", "--to", "cpu", *ONE]
+    return bench(box, *words, env={"PYTHONPATH": path, "BENCH_MODEL": model})
+
+
+def thrown_away(done: Done, method: str, state: str, because: str) -> None:
+    one = cell(done, method, state)
+    assert (one["seconds"], one["rounds"], one["disturbed"]) == (None, 0, 3), str(done)
+    assert because in one["unmeasured"], str(done)
+
+
+def counts(done: Done, method: str, state: str) -> dict[str, object]:
+    """The only run of a cell."""
+    one = cell(done, method, state)
+    assert (one["rounds"], one["disturbed"]) == (1, 0), str(done)
+    return next(run for run in done.all("bench_run") if run["run"] == one["runs"][0])
+
+
+def test_pages_that_come_while_loaders_start_make_no_cold_run(box: Box) -> None:
+    done = loaded_by_others(box, box.model(), at_import="bring(path)")
+    thrown_away(
+        done, "safetensors", "cold", "are resident again when it is to begin: somebody else reads them"
+    )
+    counts(done, "safetensors", "warm")
+
+
+def test_pages_that_go_while_loaders_start_are_read_before_a_second_load(box: Box) -> None:
+    done = loaded_by_others(box, box.model(), at_import="drop(path)")
+    run = counts(done, "safetensors", "warm")
+    assert run["resident_before"] == run["bytes"]
+    assert run["charged_bytes"] == 0
+
+
+def test_a_second_load_whose_pages_go_in_the_middle_is_thrown_away(box: Box) -> None:
+    done = loaded_by_others(box, box.model(), before_reading="drop(path)")
+    cold = counts(done, "safetensors", "cold")
+    assert cold["charged_bytes"] >= cold["bytes"]  # type: ignore[operator]
+    thrown_away(done, "safetensors", "warm", "had to be read from below: pages were dropped meanwhile")
+
+
+def test_a_cold_run_for_which_somebody_else_reads_is_thrown_away(box: Box) -> None:
+    done = loaded_by_others(box, box.model(), before_reading="bring(path)")
+    thrown_away(done, "safetensors", "cold", "somebody else brought the rest in meanwhile")
+    counts(done, "safetensors", "warm")
+
+
+@pytest.mark.root
+def test_where_nobody_is_charged_a_second_load_must_not_wait(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(source=box.model(size=48 * MIB), keep_cache="always", latency=1)
+    done = loaded_by_others(box, mount.path, before_reading="drop(path)")
+    thrown_away(done, "safetensors", "warm", "a load from memory at most")
+    quiet = loaded_by_others(box, mount.path)
+    assert counts(quiet, "safetensors", "cold")["charged_bytes"] == 0
+    counts(quiet, "safetensors", "warm")
+
+
+def test_a_recipe_whose_pages_go_between_its_two_reads_is_thrown_away(box: Box) -> None:
+    cat = shutil.which("cat")
+    model = box.model()
+    drop = f'dd if="$1" iflag=nocache count=0 2>/dev/null; exec {cat} "$1"'
+    done = good(box, model, "--methods", "read,recipe", *ONE, env=shim(box, "cat", drop))
+    thrown_away(done, "recipe", "cold", "pages were dropped meanwhile, and read once more")
+    thrown_away(done, "recipe", "warm", "had to be read from below")
+    counts(done, "read", "warm")
+
+
+@pytest.mark.root
+def test_a_second_warming_that_must_read_is_thrown_away(box: Box, fuse_mount: MountFactory) -> None:
+    """The interpreter of `stager warm` drops the pages when it starts, or when it ends."""
+    mount = fuse_mount(source=box.model(), keep_cache="always")
+    for moment, method, state, because in (
+        ("drop()", "warm", "warm", "had to be read: pages were dropped meanwhile"),
+        ("atexit.register(drop)", "warm+mmap", "cold", "are not resident: somebody dropped them"),
+    ):
+        Path(box.path("sitecustomize.py")).write_text(
+            "import atexit, os\n"
+            "def drop():\n"
+            "    for at, _, names in os.walk(os.environ['BENCH_MODEL']):\n"
+            "        for name in names:\n"
+            "            with open(os.path.join(at, name), 'rb') as file:\n"
+            "                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)\n"
+            f"if b'\\0warm\\0' in open('/proc/self/cmdline', 'rb').read(): {moment}\n"
+        )
+        path = os.pathsep.join([box.folder, environment()["PYTHONPATH"]])
+        env = {"PYTHONPATH": path, "BENCH_MODEL": mount.path}
+        done = bench(box, mount.path, "--methods", method, *ONE, env=env)
+        thrown_away(done, method, state, because)
+
+
+# What is judged
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 400), st.integers(1, 64))
+def test_an_honest_run_is_never_thrown_away(size: int, files: int, loaders: int) -> None:
+    """As measured: on a disk each byte is charged once, or never; on FUSE a load from memory waits four times for each file and once for each 4 MiB."""
+    cold, memory = Usage(1.0, size, 500), Usage(1.0, 0, loaders * (8 + 9 * files + size // (4 * MIB)))
+    assert evidence.charges(cold, size)
+    assert not evidence.charges(memory, size)
+    assert not evidence.not_from_below(cold, size)
+    assert not evidence.not_from_memory(memory, size, command=False)
+    assert not evidence.waited(memory, size, files, loaders)
+    assert not evidence.read_again(0, size)
+    assert not evidence.gone(size - size // 100, size)
+
+
+@given(st.integers(64 * MIB, 1 << 40), st.integers(1, 16), st.booleans())
+def test_a_sixth_that_came_from_elsewhere_is_noticed(size: int, loaders: int, command: bool) -> None:
+    part = size // 6
+    assert evidence.gone(size - part, size)
+    assert evidence.not_from_memory(Usage(charged=part), size, command=command)
+    assert evidence.read_again(part, size)
+    assert evidence.not_from_below(Usage(charged=size - part), size)
+    assert evidence.not_from_below(Usage(charged=2 * size), size)
+    assert evidence.waited(Usage(waits=loaders * 6 * size // MIB), size, 8, loaders)
+
+
+def test_what_is_used_adds_up_and_is_never_negative() -> None:
+    both = Usage(1.0, 10, 5) + Usage(2.0, 20, 6)
+    assert both == Usage(3.0, 30, 11)
+    assert both - Usage(4.0, 1, 20) == Usage(0.0, 29, 0)

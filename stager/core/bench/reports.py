@@ -68,7 +68,8 @@ class BenchRun(Event):
     ``fetch+mmap`` and ``fetch+engine``; 0 without such a step. A start of an engine ends when it is ready: its seconds and CPU seconds count until then. `caveat` says what a reader must know of a run that
     counts: that pages were gone when an engine was ready, which may be its own doing.
     `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``. `setting` is what ``stager warm`` was told in a
-    sweep (a span of 0 is a whole file), None for what it does by itself; `pace` what came of it.
+    sweep (a span of 0 is a whole file), None for what it does by itself; `pace` what came of it. `charged_bytes` are those that the run's own processes had
+    a block device read (``ru_inblock``), `waits` how often they slept of their own accord (``ru_nvcsw``); None for a run that was not begun.
     """
 
     type: ClassVar[str] = "bench_run"
@@ -100,6 +101,8 @@ class BenchRun(Event):
     pace: BenchPace | None = None
     before_seconds: float = 0.0
     caveat: str = ""
+    charged_bytes: int | None = None
+    waits: int | None = None
 
     @property
     def key(self) -> Key:

@@ -8,11 +8,12 @@ import select
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
+from stager.core.bench.evidence import Usage
 from stager.core.units import shown
 from stager.jobs.bench.lifeline import Lifeline
 from stager.node.processes import kill_members, watch_process
@@ -32,26 +33,28 @@ class Closed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: seconds on the wall, CPU seconds of it and all its children, exit code, what it said."""
+    """How a command ended: seconds on the wall, CPU seconds of it and all its children, exit code, what it said, what the kernel counted for it."""
 
     seconds: float
     cpu: float
     code: int
     out: str
     err: str
+    used: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What loaders took: the whole wall, each one's seconds from the common start to its own end, CPU seconds of all since the start.
 
-    `files` has for each loader (bytes, seconds) of each file in the order of its job.
+    `files` has for each loader (bytes, seconds) of each file in the order of its job. `used` is what the kernel counted for all of them while they loaded.
     """
 
     seconds: float
     each: tuple[float, ...]
     cpu: float
     files: tuple[tuple[tuple[int, float], ...], ...]
+    used: Usage = field(default_factory=Usage)
 
 
 class Children:
@@ -87,9 +90,9 @@ class Children:
         with stdin, _memory() as out, _memory() as err:
             began = time.monotonic()
             child = self.start(argv, env, stdin=stdin, stdout=out, stderr=err)
-            code, cpu = self._wait(child, until)
+            code, used = self._wait(child, until)
             took = time.monotonic() - began
-            return Ended(took, cpu, code, _text(out), _text(err))
+            return Ended(took, used.cpu, code, _text(out), _text(err), used)
 
     def load(
         self,
@@ -98,10 +101,12 @@ class Children:
         job: dict[str, Any],
         count: int,
         *,
+        ready: Callable[[], None] | None = None,
         until: float | None = None,
     ) -> Loaded:
         """Have `count` processes of `argv`, which speak as ``loader`` does, do `job` all at once.
 
+        `ready` is called when all of them stand ready, right before they begin; none does when it raises.
         Raises `ChildFailed` for one that fails and at the moment `until` (monotonic), `Closed`, ``OSError``.
         """
         line = json.dumps(job).encode("ascii") + b"\n"
@@ -113,19 +118,22 @@ class Children:
                 crew.append(_Loader(child))
                 crew[-1].say(line)
             ready_by = time.monotonic() + _START_S
-            before = [one.message("ready", ready_by, errors)["ready"] for one in crew]
+            before = [Usage(*one.message("ready", ready_by, errors)["ready"]) for one in crew]
+            if ready is not None:
+                ready()
             began = time.monotonic()
             for one in crew:
                 one.say(b"go\n")
             done = [one.message("done", until, errors) for one in crew]
-            used = [self._wait(one.child, time.monotonic() + _START_S)[1] for one in crew]
+            cpu = sum(self._wait(one.child, time.monotonic() + _START_S)[1].cpu for one in crew)
         finally:
             for one in crew:
                 self._end(one.child)
             errors.close()
         each = tuple(message["done"] - began for message in done)
         files = tuple(tuple((size, took) for size, took in message["files"]) for message in done)
-        return Loaded(max(each), each, max(0.0, sum(used) - sum(before)), files)
+        used = sum((Usage(*message["used"]) for message in done), Usage()) - sum(before, Usage())
+        return Loaded(max(each), each, max(0.0, cpu - sum(one.cpu for one in before)), files, used)
 
     def close(self) -> None:
         """Kill what runs; whoever waits for it comes back."""
@@ -150,16 +158,17 @@ class Children:
             self._lifeline.watch(child.pid)
         return child
 
-    def reap(self, child: subprocess.Popen[bytes], *, wait: bool = True) -> tuple[int, float] | None:
-        """(exit code, CPU seconds with its children) of `child`; None while it runs, unless `wait`. Raises `Closed`."""
+    def reap(self, child: subprocess.Popen[bytes], *, wait: bool = True) -> tuple[int, Usage] | None:
+        """(exit code, what was counted for it and its children) of `child`; None while it runs, unless `wait`. Raises `Closed`."""
         pid, status, usage = os.wait4(child.pid, 0 if wait else os.WNOHANG)
         if not pid:
             return None
         self._gone(child, os.waitstatus_to_exitcode(status))
-        return child.returncode, usage.ru_utime + usage.ru_stime
+        used = Usage(usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512, usage.ru_nvcsw)
+        return child.returncode, used
 
-    def _wait(self, child: subprocess.Popen[bytes], until: float | None) -> tuple[int, float]:
-        """(exit code, CPU seconds with its children) of `child`. Raises `ChildFailed` when it still runs at `until`."""
+    def _wait(self, child: subprocess.Popen[bytes], until: float | None) -> tuple[int, Usage]:
+        """(exit code, what was counted for it and its children) of `child`. Raises `ChildFailed` when it still runs at `until`."""
         watch = watch_process(child.pid)
         try:
             while True:

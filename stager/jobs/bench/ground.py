@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -41,11 +41,16 @@ _HARMLESS = ("user_id", "group_id", "userquota", "usrquota", "kernel_cache")
 _MOST_OPTIONS = 400
 
 
+def _nothing() -> None:
+    """Nobody wants to look."""
+
+
 @dataclass(frozen=True)
 class Ground:
     """The files of one PATH on one mount that runs read: all, or a `part` (bytes) of the only one.
 
-    `why_not_cold` and `why_not_warm` say why runs of that state would prove nothing; empty where they do.
+    `why_not_cold` and `why_not_warm` say why runs of that state would prove nothing; empty where they do. A run calls `at_start` right before it begins, and
+    `between` before the second of its two steps; it must not go on when that raises.
     """
 
     storage: BenchStorage
@@ -57,6 +62,8 @@ class Ground:
     why_not_warm: str = ""
     stayed: str = ""
     counter: Counter = field(default_factory=Counter)
+    at_start: Callable[[], None] = _nothing
+    between: Callable[[], None] = _nothing
 
     @property
     def total(self) -> int:

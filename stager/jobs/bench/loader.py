@@ -1,8 +1,8 @@
 """A loader of ``stager bench``: a process that reads a model as an engine does, and says how long that took.
 
 It gets one job as JSON on stdin: ``how`` (``read``, ``mmap-names``, ``mmap-offsets``), ``files`` as [path, bytes to read of it or null]. It says
-``{"ready": its CPU seconds so far}``, begins when a second line comes, and ends with ``{"done": the monotonic clock, "files": [[bytes, seconds], ...]}``,
-or with ``{"error": ...}``. It is ended by the end of its stdin too.
+``{"ready": what it has used so far}``, begins when a second line comes, and ends with ``{"done": the monotonic clock, "files": [[bytes, seconds], ...],
+"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices, sleeps of its own accord. It is ended by the end of its stdin too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import resource
 import time
 from functools import partial
 from typing import Any
@@ -87,10 +88,15 @@ def _line() -> bytes:
     return bytes(line)
 
 
+def _used() -> tuple[float, int, int]:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime, used.ru_inblock * 512, used.ru_nvcsw
+
+
 def _begin(voice: Voice) -> dict[str, Any]:
     """The job, once the word to begin has come."""
     job: dict[str, Any] = json.loads(_line())
-    voice.say({"ready": time.process_time()})
+    voice.say({"ready": _used()})
     if not _line():
         leave(1)
     end_with_stdin()
@@ -114,7 +120,7 @@ def main() -> None:
         now = time.monotonic()
         files.append([done, now - at])
         at = now
-    voice.say({"done": at, "files": files})
+    voice.say({"done": at, "files": files, "used": _used()})
     leave(0)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from stager.core.bench.evidence import Usage
 from stager.core.bench.plan import (
     ENGINE,
     NAMES,
@@ -47,14 +48,17 @@ _FETCHED_WELL = ("resident", "unknown")
 
 # Runs under any interpreter that has torch and safetensors, so it knows nothing of stager; it speaks as `loader` does.
 _SAFETENSORS = """
-import json, os, sys, time
+import json, os, resource, sys, time
 device = sys.argv[1]
+def used():
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    return now.ru_utime + now.ru_stime, now.ru_inblock * 512, now.ru_nvcsw
 import torch
 from safetensors import safe_open
 torch.set_num_threads(1)  # threads that wait for each other at every tensor cost more than they copy; engines set this too
 torch.zeros(1, device=device).clone()
 job = json.loads(sys.stdin.readline())
-print(json.dumps({"ready": time.process_time()}), flush=True)
+print(json.dumps({"ready": used()}), flush=True)
 sys.stdin.readline()
 files, kept, at = [], [], time.monotonic()
 for path, _ in job["files"]:
@@ -71,15 +75,23 @@ for path, _ in job["files"]:
     now = time.monotonic()
     files.append([size, now - at])
     at = now
-print(json.dumps({"done": at, "files": files}), flush=True)
+print(json.dumps({"done": at, "files": files, "used": used()}), flush=True)
 os._exit(0)  # taking torch down would count as CPU of the load
 """
 _ASK = "import sys, torch, safetensors; sys.exit(3 if sys.argv[1] == 'cuda' and not torch.cuda.is_available() else 0)"
 
 
+class Disturbed(Exception):
+    """Somebody else has changed which pages are resident; the text is one line that says what is wrong."""
+
+
 @dataclass
 class Took:
-    """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for; `brought` are the bytes that a fetch counted itself."""
+    """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for; `brought` are the bytes that a fetch counted itself.
+
+    `used` is what the kernel counted for all its processes, `loading` for its loaders alone (None without any; they may be `threaded`), `read` what
+    ``stager warm`` says that it has read. `disturbed` says why it was not even begun.
+    """
 
     seconds: float = 0.0
     each: tuple[float, ...] = ()
@@ -91,24 +103,26 @@ class Took:
     brought: int | None = None
     pace: BenchPace | None = None
     before: float = 0.0
+    used: Usage | None = None
+    loading: Usage | None = None
+    threaded: bool = False
+    read: int | None = None
+    disturbed: str = ""
 
     def follows(self, before: Took) -> Took:
         """This run as the second step after `before`."""
         each = tuple(before.seconds + one for one in self.each)
-        cpu = before.cpu + self.cpu
-        seconds = before.seconds + self.seconds
-        files, line = self.files, before.timeline
-        return Took(
-            seconds,
-            each,
-            cpu,
-            self.size,
-            files,
-            line,
-            self.failed,
-            before.brought,
-            before.pace,
-            before.seconds,
+        return replace(
+            self,
+            seconds=before.seconds + self.seconds,
+            each=each,
+            cpu=before.cpu + self.cpu,
+            timeline=before.timeline,
+            brought=before.brought,
+            pace=before.pace,
+            before=before.seconds,
+            used=before.used + self.used if before.used and self.used else None,
+            read=before.read,
         )
 
 
@@ -161,23 +175,28 @@ class Methods:
         *,
         setting: Setting | None = None,
     ) -> Took:
-        """One run of `method` on a mount, ``warm`` with `setting`. Blocks. Raises as `Children`."""
+        """One run of `method` on a mount, ``warm`` with `setting`. Blocks. Raises as `Children`, and `Disturbed` from `ground`."""
         if method == RECIPE:
             script = _RECIPE if ground.part is None else _RECIPE_PART.format(ground.part)
             return self._plain(["sh", "-c", script], ground, until)
         if method == VMTOUCH:
-            return self._vmtouch(ground, until)
+            part = [] if ground.part is None else ["-p", f"0-{ground.part}"]
+            # -f: a hub's cache is made of symlinks.
+            return self._plain(["vmtouch", "-f", "-t", *part, "-0", "-b", "-"], ground, until)
         if method == WARMING:
             return self._warm(ground, until, setting)
         if method == WARM_MMAP:
             warmed = self._warm(ground, until)
-            return warmed if warmed.failed else self.load(NAMES, ground, loaders, until).follows(warmed)
+            then = replace(ground, at_start=ground.between)
+            return warmed if warmed.failed else self.load(NAMES, then, loaders, until).follows(warmed)
         if method == ENGINE:
+            ground.at_start()
             return self.start(ground.storage.path, ground.total, until)
         if method == WARM_ENGINE:
             warmed = self._warm(ground, until)
             if warmed.failed:
                 return warmed
+            ground.between()
             return self.start(ground.storage.path, ground.total, until).follows(warmed)
         return self.load(method, ground, loaders, until)
 
@@ -193,7 +212,7 @@ class Methods:
         ended = self.children.command([*own_program(), *words], self.env, until=until)
         took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, (), timeline(ended, "fetch"))
         brought = last_event(ended, "fetch_summary").get("fetched")
-        took.brought = brought if isinstance(brought, int) else None
+        took.brought, took.used = brought if isinstance(brought, int) else None, ended.used
         if ended.code:
             took.failed = failure_of(ended)
         return took
@@ -203,31 +222,32 @@ class Methods:
         files = read_by(how, ground).files
         job = {"how": how, "files": [[ground.name(file), ground.wanted(file)] for file in files]}
         argv = [self.python, "-c", _SAFETENSORS, self.to] if how == SAFETENSORS else worker_command(_LOADER)
-        loaded = self.children.load(argv, self.env, job, loaders, until=until)
-        took = Took(loaded.seconds, loaded.each, loaded.cpu)
+        loaded = self.children.load(argv, self.env, job, loaders, ready=ground.at_start, until=until)
+        took = Took(loaded.seconds, loaded.each, loaded.cpu, used=loaded.used, loading=loaded.used)
+        took.threaded = how == SAFETENSORS and self.to == "cuda"
         took.size, took.files, took.failed = _files(files, loaded, ground, whole=how != SAFETENSORS)
         return took
 
     def _plain(self, argv: list[str], ground: Ground, until: float | None) -> Took:
         names = [ground.name(file) for file in ground.files]
+        ground.at_start()
         ended = self.children.command(argv, self.env, names=names, until=until)
         failed = failure_of(ended) if ended.code else ""
-        return Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
-
-    def _vmtouch(self, ground: Ground, until: float | None) -> Took:
-        part = [] if ground.part is None else ["-p", f"0-{ground.part}"]
-        names = [ground.name(file) for file in ground.files]
-        argv = ["vmtouch", "-f", "-t", *part, "-0", "-b", "-"]  # -f: a hub's cache is made of symlinks
-        ended = self.children.command(argv, self.env, names=names, until=until)
-        failed = failure_of(ended) if ended.code else _untouched(ended, ground.total)
-        return Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
+        if argv[0] == VMTOUCH:
+            failed = failed or _untouched(ended, ground.total)
+        took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, failed=failed)
+        took.used = ended.used
+        return took
 
     def _warm(self, ground: Ground, until: float | None, setting: Setting | None = None) -> Took:
         words = ["warm", *ground.words(), *self._judging("warmed.json"), *(setting.words if setting else ())]
+        ground.at_start()
         ended = self.children.command([*own_program(), *words], self.env, until=until)
         took = Took(ended.seconds, (ended.seconds,), ended.cpu, ground.total, (), timeline(ended, "warm"))
+        took.used = ended.used
         summary = last_event(ended, "warm_summary")
         if summary:
+            took.read = int(summary["read"]) + int(summary["brought_back"])
             took.pace = BenchPace(int(summary["lanes"]), int(summary["peak"]), bool(summary["split"]))
         if ended.code:
             took.failed = failure_of(ended)

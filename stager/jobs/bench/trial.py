@@ -11,15 +11,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.bench.counting import FETCH
+from stager.core.bench.evidence import charges
 from stager.core.bench.plan import ENGINES, FETCH_ENGINE, FETCH_MMAP, NAMES, READ, repeats
 from stager.core.bench.reports import COLD, WARM, BenchRun
 from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import ChildFailed
 from stager.jobs.bench.ground import Ground, StoreGround, look_at, new_folder
-from stager.jobs.bench.methods import Took, read_by
+from stager.jobs.bench.methods import Disturbed, Took, read_by
+from stager.jobs.bench.proof import Proof, stored, within
+from stager.jobs.bench.proof import counted as _counted
+from stager.jobs.bench.proof import lost as _lost
 from stager.jobs.options import Selection
-from stager.node import counters
 
 if TYPE_CHECKING:
     from stager.core.bench.plan import Trial
@@ -56,6 +59,7 @@ class Trials:
     _folders: set[str] = field(default_factory=set)
     _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
     _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
+    _charging: set[str] = field(default_factory=set)
 
     @property
     def over(self) -> bool:
@@ -67,7 +71,8 @@ class Trials:
         for ground in self.grounds:
             if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
                 call = partial(tried, partial(self.methods.load, READ, ground, 1, self.until))
-                await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
+                took = await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
+                await runtime.in_thread("looking at it", partial(self._learn, ground, took))
 
     def why_not(self, trial: Trial, state: str) -> str:
         """Why there is no such run; empty where there may be."""
@@ -121,27 +126,41 @@ class Trials:
 
     def _measure(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
         before = _chilled(ground) if state == COLD else self._filled(ground)
-        took = Took()
-        drops, read = counters.cache_drops(), ground.counter.read()
+        took, proof = Took(), Proof(ground, state, partial(self._fill, ground))
         if not before.wrong:
-            way = partial(self.methods.on_mount, trial.method, ground, trial.loaders, self.until)
+            watched = replace(ground, at_start=proof.at_start, between=proof.between)
+            way = partial(self.methods.on_mount, trial.method, watched, trial.loaders, self.until)
             took = tried(partial(way, setting=trial.setting))
-        now = ground.counter.read()
+        brought = proof.brought()
         after = _counted(ground)
-        dropped = counters.cache_drops() > drops
-        lost = "" if took.failed else _lost(ground, after, dropped=dropped)
-        own = trial.method in ENGINES and not dropped
+        wrong, caveat = before.wrong or took.disturbed, ""
+        if not wrong and not took.failed:
+            if trial.method in ENGINES and not proof.dropped:
+                caveat = _of_engine(ground, after) if _lost(ground, after, dropped=False) else ""
+            else:
+                wrong = proof.after(after) or self._within(ground, trial, state, took)
         run = _made(ground.storage, trial, state, number, took, ground.total)
         return replace(
             run,
-            device_bytes=_grown(read, now),
-            device_bytes_by=ground.counter.by if _grown(read, now) is not None else "",
-            resident_before=before.resident,
+            device_bytes=brought,
+            device_bytes_by=ground.counter.by if brought is not None else "",
+            resident_before=before.resident if proof.resident is None else proof.resident,
             resident_after=after,
-            disturbed=bool(before.wrong or (lost and not own)),
-            reason=before.wrong or ("" if own else lost),
-            caveat=_of_engine(ground, after) if lost and own else "",
+            disturbed=bool(wrong),
+            reason=wrong,
+            caveat=caveat,
         )
+
+    def _within(self, ground: Ground, trial: Trial, state: str, took: Took) -> str:
+        if state == COLD:
+            self._learn(ground, took)
+        return within(ground, trial, state, took, charging=ground.storage.path in self._charging)
+
+    def _learn(self, ground: Ground, took: Took) -> None:
+        """Whether storage charges processes for what they read shows in the first cold run that nobody helped."""
+        new = ground.storage.path not in self._charging
+        if new and took.used is not None and charges(took.used, stored(ground)):
+            self._charging.add(ground.storage.path)
 
     def _filled(self, ground: Ground) -> _Pages:
         """Everything resident: so it is after a run that nobody disturbed, else it is read once more before."""
@@ -149,9 +168,12 @@ class Trials:
             return _Pages(0)  # opening the files drops what there may be
         found = _counted(ground)
         if found is not None and found < ground.total:
-            tried(partial(self.methods.load, READ, ground, 1, self.until))
+            self._fill(ground)
             found = _counted(ground)
         return _Pages(found, _lost(ground, found, dropped=False))
+
+    def _fill(self, ground: Ground) -> Took:
+        return tried(partial(self.methods.load, READ, ground, 1, self.until))
 
     # From a store
 
@@ -240,12 +262,9 @@ def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: To
         setting=trial.setting,
         pace=took.pace,
         before_seconds=took.before,
+        charged_bytes=took.used.charged if took.used else None,
+        waits=took.used.waits if took.used else None,
     )
-
-
-def _grown(before: int | None, after: int | None) -> int | None:
-    """By how much a counter has grown; None when it is not known, or began anew."""
-    return after - before if before is not None and after is not None and after >= before else None
 
 
 def tried(call: Callable[[], Took]) -> Took:
@@ -254,6 +273,8 @@ def tried(call: Callable[[], Took]) -> Took:
         return call()
     except ChildFailed as exc:
         return Took(failed=str(exc))
+    except Disturbed as exc:
+        return Took(disturbed=str(exc))
     except OSError as exc:
         return Took(failed=f"it could not be started: {exc.strerror}")
 
@@ -263,25 +284,6 @@ def _chilled(ground: Ground) -> _Pages:
         return _Pages(*ground.chill())
     except OSError as exc:
         return _Pages(None, f"it could not be made cold: {exc.strerror}")
-
-
-def _counted(ground: Ground) -> int | None:
-    try:
-        return ground.resident()
-    except OSError:
-        return None
-
-
-def _lost(ground: Ground, found: int | None, *, dropped: bool) -> str:
-    """What of the pages that must be there is not; empty when they are, or where nobody can count them."""
-    if not ground.counted:
-        return ""
-    if found is None:
-        return "its pages can no longer be counted"
-    if found >= ground.total:
-        return ""
-    by = "somebody dropped the whole page cache" if dropped else "somebody dropped them, or memory is short"
-    return f"{format_size(ground.total - found)} of {format_size(ground.total)} are not resident: {by}"
 
 
 def _of_engine(ground: Ground, found: int | None) -> str:

@@ -1,0 +1,186 @@
+"""The proof of a run on a mount: pages counted right before it begins and after it, and what the kernel charged its processes for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stager.core.bench import evidence
+from stager.core.bench.plan import (
+    NAMES,
+    OFFSETS,
+    READ,
+    RECIPE,
+    SAFETENSORS,
+    VMTOUCH,
+    WARM_MMAP,
+    WARMING,
+)
+from stager.core.bench.reports import COLD
+from stager.core.model import Known
+from stager.core.units import format_size
+from stager.jobs.bench.methods import Disturbed
+from stager.node import counters, pagecache, reclaim
+from stager.node.files import opened
+
+if TYPE_CHECKING:
+    from stager.core.bench.plan import Trial
+    from stager.jobs.bench.ground import Ground
+    from stager.jobs.bench.methods import Took
+
+_COMMANDS = (RECIPE, VMTOUCH, WARMING)
+_LOADERS = (READ, OFFSETS, NAMES, SAFETENSORS)
+
+
+@dataclass
+class Proof:
+    """Looks at the pages of `ground` when a run in `state` is to begin; `fill` reads everything once.
+
+    `resident` is what it found then, None as long as it has not looked.
+    """
+
+    ground: Ground
+    state: str
+    fill: Callable[[], object]
+    resident: int | None = None
+
+    def __post_init__(self) -> None:
+        self._drops = counters.cache_drops()
+        self._delivered = self.ground.counter.read()
+
+    def at_start(self) -> None:
+        """All stand ready and none has begun. Raises `Disturbed` unless nothing is resident, or everything."""
+        self.resident = counted(self.ground) if self.ground.counted else 0  # there, opening them drops them
+        if self.ground.counted and self.state == COLD:
+            self._nothing_there()
+        elif self.ground.counted:
+            if self.resident != self.ground.total:  # it took a while until all were ready
+                self.fill()
+                self.resident = counted(self.ground)
+            self._all_there(self.resident)
+        self._delivered = self.ground.counter.read()
+
+    def between(self) -> None:
+        """The first step of a run, which warms, has ended. Raises `Disturbed` unless nearly everything is resident."""
+        if why := self.after(counted(self.ground)):
+            raise Disturbed(why)
+
+    def after(self, found: int | None) -> str:
+        """What disturbed a run after which `found` bytes are resident; empty when nearly all are, as far as anybody can count."""
+        if found is not None and not evidence.gone(found, self.ground.total):
+            return ""
+        return lost(self.ground, found, dropped=self.dropped)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether anybody has dropped the whole page cache since."""
+        return counters.cache_drops() > self._drops
+
+    def brought(self) -> int | None:
+        """By how much the counter of bytes from below has grown since the start; None when it is not known, or began anew."""
+        now = self.ground.counter.read()
+        if now is None or self._delivered is None or now < self._delivered:
+            return None
+        return now - self._delivered
+
+    def _nothing_there(self) -> None:
+        if self.resident is None:
+            raise Disturbed("its pages can no longer be counted")
+        if self.resident:
+            there = format_size(self.resident)
+            raise Disturbed(f"{there} are resident again when it is to begin: somebody else reads them")
+
+    def _all_there(self, found: int | None) -> None:
+        if why := lost(self.ground, found, dropped=self.dropped):
+            raise Disturbed(why)
+
+
+def within(ground: Ground, trial: Trial, state: str, took: Took, *, charging: bool) -> str:
+    """What disturbed a run while it ran, by what the kernel counted for its processes; empty where nothing speaks against it.
+
+    `charging`: the storage charges processes for what they read from it.
+    """
+    if took.used is None or not ground.counted or trial.method not in (*_COMMANDS, *_LOADERS, WARM_MMAP):
+        return ""
+    size = ground.total
+    loaded = partial(_loaded, ground, took, trial, charging=charging)
+    if state == COLD:
+        why = evidence.not_from_below(took.used, stored(ground)) if charging else ""
+        return why or (loaded() if trial.method == WARM_MMAP else "")
+    why = evidence.not_from_memory(took.used, size, command=trial.method not in _LOADERS)
+    if took.read is not None:
+        why = why or evidence.read_again(took.read, size)
+    if trial.method == VMTOUCH and not charging:
+        why = why or evidence.waited(took.used, size, len(ground.files), 1)
+    return why or loaded()
+
+
+def _loaded(ground: Ground, took: Took, trial: Trial, *, charging: bool) -> str:
+    """The same of the loaders of a run, which were to find everything in memory."""
+    if took.loading is None:
+        return ""
+    size = ground.total
+    why = evidence.not_from_memory(took.loading, size, command=False)
+    if charging or (trial.method == SAFETENSORS and took.threaded):
+        return why
+    return why or evidence.waited(took.loading, size, len(ground.files), trial.loaders)
+
+
+def stored(ground: Ground) -> int:
+    """Bytes of what is read that lie on the storage, so that a cold run must have them from there; 0 where nobody can tell."""
+    total = 0
+    for file in ground.files:
+        try:
+            held = os.stat(file.path).st_blocks * 512
+        except OSError:
+            return 0
+        if ground.part is not None and held < file.size:
+            return 0
+        total += min(ground.wanted(file) or file.size, held)
+    return total
+
+
+def counted(ground: Ground) -> int | None:
+    """Bytes of what is read that are resident; None where nobody can tell."""
+    try:
+        return ground.resident()
+    except OSError:
+        return None
+
+
+def lost(ground: Ground, found: int | None, *, dropped: bool) -> str:
+    """What of the pages that must be there is not, and who took them, as far as is known; empty when all are, or where nobody can count them.
+
+    `dropped`: the whole page cache was.
+    """
+    if not ground.counted:
+        return ""
+    if found is None:
+        return "its pages can no longer be counted"
+    if found >= ground.total:
+        return ""
+    missing = ground.total - found
+    by = "somebody dropped the whole page cache" if dropped else _who(ground, missing)
+    return f"{format_size(missing)} of {format_size(ground.total)} are not resident: {by}"
+
+
+def _who(ground: Ground, missing: int) -> str:
+    """The kernel remembers the pages that it has pushed out itself, and no others."""
+    pushed = 0
+    for file in ground.files:
+        try:
+            with opened(file.path) as fd:
+                found = pagecache.residency(fd, ground.facts.mount.fstype)
+        except OSError:
+            found = None
+        if found is None or found.known is not Known.CACHESTAT:
+            return "somebody dropped them, or memory is short"
+        pushed += found.evicted or 0
+    if 2 * pushed < missing:
+        return "somebody dropped them"
+    if (shown_by := reclaim.proactive()) is not None:
+        return f"the kernel pushed them out: this node pages out memory by itself ({shown_by})"
+    return "the kernel pushed them out: memory is short, for all or in the cgroup that they were charged to"
