@@ -6,12 +6,18 @@ import os
 import shutil
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stager.core.bench import evidence
 from stager.core.bench.evidence import Usage
+from stager.core.bench.reports import COLD, WARM
+from stager.jobs.bench.ground import look_at
+from stager.jobs.bench.methods import Disturbed
+from stager.jobs.bench.proof import Proof
+from stager.jobs.options import Selection
 from tests.fuselab.fixtures import MountFactory
 from tests.harness import MIB, Box, Done, environment, files_below
 from tests.test_bench_cmd import bench, cell, good
@@ -231,3 +237,20 @@ def test_what_is_used_adds_up_and_is_never_negative() -> None:
     both = Usage(1.0, 10, 5) + Usage(2.0, 20, 6)
     assert both == Usage(3.0, 30, 11)
     assert both - Usage(4.0, 1, 20) == Usage(0.0, 29, 0)
+
+
+def test_a_run_begins_only_with_nothing_or_with_everything_resident(box: Box) -> None:
+    model = box.model(size=4 * MIB)
+    ground = anyio.run(look_at, model, Selection(paths=(model,)))
+    read: list[int] = []
+    Proof(ground, COLD, lambda: read.append(1)).at_start()
+    with pytest.raises(Disturbed, match="not resident: somebody dropped them"):
+        Proof(ground, WARM, lambda: read.append(2)).at_start()
+    Path(files_below(model)[0]).read_bytes()
+    with pytest.raises(Disturbed, match="are resident again"):
+        Proof(ground, COLD, lambda: read.append(3)).at_start()
+    assert read == [2]
+    proof = Proof(ground, WARM, lambda: [Path(path).read_bytes() for path in files_below(model)])
+    proof.at_start()
+    assert (proof.resident, proof.after(ground.total - ground.total // 200)) == (ground.total, "")
+    assert "can no longer be counted" in proof.after(None)
