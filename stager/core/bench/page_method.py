@@ -6,6 +6,7 @@ import shlex
 
 from stager.core.bench import page_engine
 from stager.core.bench.page_parts import Block, Bullets, Code, Heading, Mono, Prose
+from stager.core.bench.page_proof import PROOF
 from stager.core.bench.page_tables import Results
 from stager.core.bench.plan import (
     FETCH,
@@ -63,15 +64,7 @@ _RULES: tuple[Prose, ...] = (
         "Every run is made of fresh processes. Loaders have started before the clock does, which runs until the last of them has ended; "
         "of a command its start counts too."
     ),
-    (
-        "A cold run begins with nothing of the files in the page cache, a second load with all of it. Both are proven before the run by asking the "
-        "kernel about every page; where it does not answer, the cell is not measured. On a mount that drops pages at every open nothing needs to be "
-        "dropped, and a second load is as cold as the first."
-    ),
-    (
-        "A run after which pages that it had read are gone was disturbed by somebody: it is thrown away, counted, and made again, at most as often "
-        "as there are rounds."
-    ),
+    *PROOF,
     "Every method reads the same files. Several loaders are processes that load them at the same time on one node; they share its page cache.",
     (
         "CPU is the time of all processes of a run, user and system. Bytes from below are what came from the device, the server or the store meanwhile, to "
