@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from typing import Any
 
+import anyio
 import pytest
 
+from stager.core.bench.plan import Trial
+from stager.core.bench.reports import BenchRun
+from stager.core.bench.setting import Setting
+from stager.core.bench.sweep import TOO_SLOW
+from stager.jobs.bench.children import Children
+from stager.jobs.bench.ground import look_at
+from stager.jobs.bench.methods import Methods
+from stager.jobs.bench.trial import Trials
+from stager.jobs.options import Selection
 from tests.fuselab.fixtures import MountFactory
 from tests.harness import MIB, Box, Done, files_below, resident
 from tests.test_bench_cmd import stamps
@@ -26,16 +37,16 @@ def named(setting: dict[str, int] | None) -> str:
 
 @pytest.mark.root
 def test_a_mount_of_latency_wants_many_lanes(box: Box, fuse_mount: MountFactory) -> None:
-    """30 ms for every request and no daemon that fetches ahead: two files in pieces of 2 MiB by 8 lanes are several times as fast as whole."""
-    mount = fuse_mount(synthetic={"a.bin": 8 * MIB, "b.bin": 8 * MIB}, keep_cache="always", latency=30)
-    done = sweep(box, mount.path, "--sweep-lanes", "1,8", "--sweep-spans", "whole,2MiB", "--rounds", "2")
+    """60 ms for every request and no daemon that fetches ahead: two files in pieces of 2 MiB by 8 lanes are far faster than whole."""
+    mount = fuse_mount(synthetic={"a.bin": 8 * MIB, "b.bin": 8 * MIB}, keep_cache="always", latency=60)
+    done = sweep(box, mount.path, "--sweep-lanes", "8", "--sweep-spans", "whole,2MiB", "--rounds", "2")
     cells = {named(one["setting"]): one for one in done.all("bench_cell")}
-    assert sorted(cells) == ["1/0", "2/0", "8/2", "adaptive"]
+    assert sorted(cells) == ["2/0", "8/2", "adaptive"]
     verdict = done.event("bench_sweep")
-    runs = {one["run"]: one for one in done.all("bench_run")}
+    runs = {one["run"]: one for one in done.all("bench_run") if not one["disturbed"]}
     assert verdict["best"]["setting"] == {"lanes": 8, "span": 2 * MIB}
-    assert verdict["once"] == [{"lanes": 1, "span": 0}, {"lanes": 2, "span": 0}]
-    assert [cells[name]["rounds"] for name in ("8/2", "adaptive", "1/0", "2/0")] == [2, 2, 1, 1]
+    assert verdict["once"] == [{"lanes": 2, "span": 0}]
+    assert [cells[name]["rounds"] for name in ("8/2", "adaptive", "2/0")] == [2, 2, 1]
     for name in ("best", "adaptive"):
         mine = [runs[one]["seconds"] for one in verdict[name]["runs"]]
         assert verdict[name]["seconds"] == pytest.approx(sum(mine) / 2)
@@ -55,10 +66,10 @@ def test_a_mount_of_latency_wants_many_lanes(box: Box, fuse_mount: MountFactory)
                 "peak": one["setting"]["lanes"],
                 "split": False,
             }
-    # The adaptive runs are not made one after the other, nor all before or after a setting's.
     order = [named(one["setting"]) for one in runs.values()]
-    assert len(order) == 6
-    assert sorted(order[4:]) == ["8/2", "adaptive"]
+    assert len(order) == 5
+    assert order[0] == "adaptive"
+    assert sorted(order[3:]) == ["8/2", "adaptive"]
 
 
 def test_a_local_folder_is_swept_and_left_as_it_was(box: Box) -> None:
@@ -104,6 +115,41 @@ def test_a_quick_sweep_does_less(box: Box) -> None:
     assert {named(one["setting"]) for one in done.all("bench_cell")} == {"2/0", "3/0", "adaptive"}
     assert done.event("bench")["rounds"] == 2
     assert done.event("bench")["seconds"] < 120
+
+
+@pytest.mark.root
+def test_a_run_that_is_too_slow_is_stopped_and_said_to_be(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"a.bin": 8 * MIB}, keep_cache="always", stream_rate=2 * MIB)
+    heard: list[BenchRun] = []
+    methods = Methods(Children(), box.folder)
+
+    async def work() -> None:
+        ground = await look_at(mount.path, Selection(paths=(mount.path,)))
+        trials = Trials(methods, [ground], 1, heard.append, patience=0.8)
+        trial = Trial(0, "warm", 1, setting=Setting(1, 0))
+        await trials.run(trial, 1, states=("cold",))
+        await trials.run(trial, 2, states=("cold",))
+        assert not trials.cut
+
+    anyio.run(work)
+    (run,) = heard  # what is too slow is too slow in every round
+    assert (run.failed, run.counts, run.setting) == (TOO_SLOW, False, Setting(1, 0))
+    assert resident(os.path.join(mount.path, "a.bin")) < 8 * MIB
+
+
+@pytest.mark.root
+def test_what_a_stop_leaves_of_a_sweep_is_told(box: Box, fuse_mount: MountFactory) -> None:
+    mount = fuse_mount(synthetic={"a.bin": 4 * MIB, "b.bin": 4 * MIB}, keep_cache="always", latency=20)
+    running = box.start(
+        "bench", "--sweep", "--yes", "--json", mount.path, "--rounds", "50", "--sweep-spans", "1MiB,whole"
+    )
+    running.await_text('"round":2')
+    done = running.stop(signal.SIGTERM, 12)
+    assert done.code == 143, str(done)
+    found = done.event("bench_sweep")
+    assert found["best"]["setting"] is not None
+    assert "SIGTERM" in done.event("bench")["ended"]
+    assert done.event("bench")["runs"] == len(done.all("bench_run"))
 
 
 @pytest.mark.root

@@ -56,8 +56,8 @@ _RULES: tuple[Prose, ...] = (
         ),
     ),
     (
-        "One read of all files comes first and counts nowhere. Then every setting is measured once, in an order that jumps through the grid, with the run "
-        "that has no setting in the middle. What a daemon or a server keeps behind the page cache may make later runs faster than earlier ones; "
+        "One read of all files comes first and counts nowhere, then a run without a setting, then every setting once, in an order that jumps through the grid. "
+        "A run that takes three times as long as the fastest so far is stopped, but not before 60 s (5 s with --quick). What a daemon or a server keeps behind the page cache may make later runs faster than earlier ones; "
         "the order sees to it that this favours no span size and no number of lanes."
     ),
     (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stager.core.bench.plan import QUICK_WORK_S, parse_numbers
+from stager.core.bench.plan import QUICK_WORK_S, Sample, parse_numbers, sample
 from stager.core.bench.setting import Setting
 from stager.core.errors import UsageError
 from stager.core.plan import LEAST_SPAN, WHOLE, parse_span
@@ -19,6 +19,11 @@ _OVERHEAD_S = 0.9  # of a run beside its reading: an interpreter, the survey, pa
 _NEAR = 1.25  # times the fastest median: a setting within this is measured again
 _CLOSE = 1.1  # and within this the gentlest too, for the pick is the gentlest of those that are even
 _FASTEST, _GENTLEST = 3, 2  # so many of each are measured again at most
+_LATE = 3.0  # times the fastest: a run is stopped then,
+_LATE_S, _QUICK_LATE_S = 60.0, 5.0  # but not before so many seconds
+_ONE_FILE_S = 40.0  # what one reader may take for the file that --quick takes where none is small enough
+
+TOO_SLOW = "it took more than three times as long as the fastest so far, and was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ def _pieces(size: int, span: int) -> int:
 
 
 def first_pass(settings: Sequence[Setting]) -> list[Setting | None]:
-    """Each setting once and what ``warm`` does by itself (None) in the middle.
+    """What ``warm`` does by itself (None), which says what is too slow to wait for, and each setting once.
 
     The order runs along diagonals of the grid, and jumps from one to another: what slowly changes on the node or in a cache behind the mount
     then falls neither on one span size nor on few lanes alone.
@@ -81,11 +86,10 @@ def first_pass(settings: Sequence[Setting]) -> list[Setting | None]:
     lanes = sorted({setting.lanes for setting in settings})
     shift = max(1, len(lanes) // max(1, len(spans)))
     there = set(settings)
-    order: list[Setting | None] = []
+    order: list[Setting | None] = [None]
     for diagonal in _jumping(len(lanes)):
         along = [Setting(lanes[(diagonal + at * shift) % len(lanes)], span) for at, span in enumerate(spans)]
         order += [setting for setting in along if setting in there]
-    order.insert(len(order) // 2, None)
     return order
 
 
@@ -115,6 +119,22 @@ def runs_at_most(settings: int, rounds: int) -> int:
     """About how many runs a sweep of so many settings makes when none is thrown away."""
     again = min(settings, _FASTEST + _GENTLEST) + 1
     return settings + 1 + (rounds - 1) * again
+
+
+def patience(fastest: float, *, quick: bool) -> float:
+    """After how many seconds a run is stopped as too slow to matter, when the fastest took `fastest` seconds."""
+    return max(_QUICK_LATE_S if quick else _LATE_S, _LATE * fastest)
+
+
+def quick_sweep_sample(
+    sizes: Sequence[int], settings: int, rounds: int, read_rate: float, storages: int
+) -> Sample:
+    """The files that a quick sweep reads: what there is time for, else one that a single reader has within a moment. ``warm`` reads files whole."""
+    found = sample(sizes, quick_sweep_bytes(settings, rounds, read_rate, storages))
+    largest = max(sizes, default=0)
+    smallest = min((at for at, size in enumerate(sizes) if 4 * size >= largest), key=lambda at: sizes[at])
+    late = sizes[smallest] > read_rate * _ONE_FILE_S / storages
+    return found if found.part is None or late else Sample((smallest,))
 
 
 def quick_sweep_bytes(settings: int, rounds: int, read_rate: float, storages: int) -> int:

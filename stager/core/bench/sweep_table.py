@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.bench.reports import BenchCell, BenchStorage
 from stager.core.bench.setting import Setting
+from stager.core.bench.sweep import TOO_SLOW
 from stager.core.bench.table import head, reasons, seconds_text
 from stager.core.plan import span_text
 from stager.core.units import format_size
@@ -72,7 +73,9 @@ def _time(cell: BenchCell | None, marks: dict[Setting | None, str]) -> str:
     if cell is None:
         return ""
     mark = marks.get(cell.setting, " ")
-    return f"{seconds_text(cell.seconds.median)}{mark}" if cell.seconds else "unknown "
+    if cell.seconds is None:
+        return "slow " if cell.unmeasured == TOO_SLOW else "unknown "
+    return f"{seconds_text(cell.seconds.median)}{mark}"
 
 
 def ended_text(lanes: Sequence[int]) -> str:

@@ -106,7 +106,9 @@ class Bench:
         if options.engine is not None:
             self._methods.engine = Engine(self._children, options.engine)
         self._trials = Trials(self._methods, [], options.rounds, reporter.emit)
-        self._sweep = Sweep(options.sweep, self._trials, options.rounds) if options.sweep else None
+        self._sweep = (
+            Sweep(options.sweep, self._trials, options.rounds, options.quick) if options.sweep else None
+        )
         self._planned: list[Trial] = []
         self._paths: tuple[str, ...] = ()
         self._stopped = ""
@@ -246,10 +248,11 @@ class Bench:
         else:
             both = await rates(ground, self._methods)
             sizes = [file.size for file in ground.files]
-        budget = quick_bytes(trials, *both, rounds)
         if self._sweep is not None:
-            budget = self._sweep.quick_bytes(sizes, both[0])
-        found = ground.sampled(sample(sizes, budget))
+            chosen = self._sweep.quick_sample(sizes, both[0])
+        else:
+            chosen = sample(sizes, quick_bytes(trials, *both, rounds))
+        found = ground.sampled(chosen)
         if found.storage.sampled:
             what = count(found.storage.files, "file")
             text = f"--quick: {format_size(found.total)} of {format_size(ground.total)} are read ({what}) of {shown(ground.storage.path)}"

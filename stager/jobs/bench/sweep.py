@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 from stager.core.bench.plan import WARMING, Trial, in_round
 from stager.core.bench.reports import COLD
 from stager.core.bench.stats import make_cell, runs_of
-from stager.core.bench.sweep import first_pass, quick_sweep_bytes, runs_at_most, settings_of, worth_another
+from stager.core.bench.sweep import (
+    first_pass,
+    patience,
+    quick_sweep_sample,
+    runs_at_most,
+    settings_of,
+    worth_another,
+)
 from stager.core.bench.verdict import judge
 from stager.jobs.bench.ground import Ground
 
 if TYPE_CHECKING:
+    from stager.core.bench.plan import Sample
     from stager.core.bench.reports import BenchCell
     from stager.core.bench.sweep import Grid
     from stager.core.bench.verdict import BenchSweep
@@ -24,11 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sweep:
-    """Sweeps the grounds of `trials` over `grid`; what is near the best is measured `rounds` times. Its cells are those of cold runs alone."""
+    """Sweeps the grounds of `trials` over `grid`; what is near the best is measured `rounds` times, with less patience when `quick`. Its cells are those of cold runs alone."""
 
     grid: Grid
     trials: Trials
     rounds: int
+    quick: bool = False
     _tried: Counter[Trial] = field(default_factory=Counter)
 
     def plan(self) -> list[Trial]:
@@ -48,10 +57,10 @@ class Sweep:
             runs_at_most(len(self._of(at, self.trials.grounds[at])) - 1, self.rounds) for at in grounds
         )
 
-    def quick_bytes(self, sizes: Sequence[int], read_rate: float) -> int:
-        """How many bytes of a storage whose files have these `sizes` --quick has time for, at `read_rate` (bytes/s)."""
+    def quick_sample(self, sizes: Sequence[int], read_rate: float) -> Sample:
+        """Which files of a storage, of these `sizes`, --quick has time for, at `read_rate` (bytes/s) of one reader."""
         settings = len(settings_of(sizes, self.grid))
-        return quick_sweep_bytes(settings, self.rounds, read_rate, len(self.trials.grounds))
+        return quick_sweep_sample(sizes, settings, self.rounds, read_rate, len(self.trials.grounds))
 
     async def measure(self) -> bool:
         """Every setting once, then those that are worth it and what warm does by itself again, in turns; whether there was time for all."""
@@ -67,8 +76,15 @@ class Sweep:
 
     async def _pass(self, trials: Sequence[Trial], number: int) -> None:
         for trial in trials:
+            self.trials.patience = self._patience(trial)
             await self.trials.run(trial, number, states=(COLD,))
             self._tried[trial] += 1
+
+    def _patience(self, trial: Trial) -> float | None:
+        """As long as the fastest run of its storage asks; without end for what warm does by itself."""
+        storage = self.trials.grounds[trial.storage].storage.path
+        took = [run.seconds for run in self.trials.runs if run.storage == storage and run.counts]
+        return patience(min(took), quick=self.quick) if took and trial.setting is not None else None
 
     def _owed(self, planned: Sequence[Trial]) -> list[Trial]:
         """What is to be measured once more: settings near the best by what is known now, and with them what warm does by itself."""

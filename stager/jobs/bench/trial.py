@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from stager.core.bench.counting import FETCH
 from stager.core.bench.evidence import charges
 from stager.core.bench.plan import ENGINES, FETCH_ENGINE, FETCH_MMAP, NAMES, READ, repeats
 from stager.core.bench.reports import COLD, WARM, BenchRun
+from stager.core.bench.sweep import TOO_SLOW
 from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import ChildFailed
@@ -42,7 +44,7 @@ class _Pages:
 
 @dataclass
 class Trials:
-    """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything.
+    """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything, `patience` (seconds) a run that is too slow to matter.
 
     `told` gets every run as soon as it has ended; `runs` has them all. `cut`: time ran out where a run was still to be made, or in one. `refused` says of
     storages (by index) why the engine is started there no more. `tidy` removes what was fetched.
@@ -53,6 +55,7 @@ class Trials:
     rounds: int
     told: Callable[[BenchRun], None]
     until: float | None = None
+    patience: float | None = None
     cut: bool = False
     runs: list[BenchRun] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
@@ -129,8 +132,7 @@ class Trials:
         took, proof = Took(), Proof(ground, state, partial(self._fill, ground))
         if not before.wrong:
             watched = replace(ground, at_start=proof.at_start, between=proof.between)
-            way = partial(self.methods.on_mount, trial.method, watched, trial.loaders, self.until)
-            took = tried(partial(way, setting=trial.setting))
+            took = self._timed(watched, trial)
         brought = proof.brought()
         after = _counted(ground)
         wrong, caveat = before.wrong or took.disturbed, ""
@@ -161,6 +163,16 @@ class Trials:
         new = ground.storage.path not in self._charging
         if new and took.used is not None and charges(took.used, stored(ground)):
             self._charging.add(ground.storage.path)
+
+    def _timed(self, ground: Ground, trial: Trial) -> Took:
+        until = self.until
+        if self.patience is not None:
+            until = min(time.monotonic() + self.patience, math.inf if until is None else until)
+        way = partial(self.methods.on_mount, trial.method, ground, trial.loaders, until)
+        took = tried(partial(way, setting=trial.setting))
+        if took.failed and until is not None and time.monotonic() >= until and not self.over:
+            took.failed = TOO_SLOW
+        return took
 
     def _filled(self, ground: Ground) -> _Pages:
         """Everything resident: so it is after a run that nobody disturbed, else it is read once more before."""
