@@ -8,7 +8,7 @@ from statistics import median
 from stager.core.bench.page_parts import Block, Code, Entry, Heading, Mono, Prose, Runs, Table
 from stager.core.bench.page_tables import LOADS, Results, seconds, size
 from stager.core.bench.plan import ENGINE, ENGINES, FETCH_ENGINE, WARM_ENGINE
-from stager.core.bench.reports import COLD, BenchCell, BenchEngine
+from stager.core.bench.reports import COLD, BenchCell
 from stager.core.bench.stats import times_as_fast
 from stager.core.units import format_duration, shown
 
@@ -84,16 +84,4 @@ def _figures(results: Results, cell: BenchCell) -> list[Entry]:
         Entry("")
         if times is None
         else Entry(f"{times:.3g}x", times, "median of engine, cold / median", both),
-    ]
-
-
-def by_hand(path: str, engine: BenchEngine) -> list[Block]:
-    """The commands that time a start on `path` (quoted for a shell)."""
-    command = shlex.join(engine.command).replace(shlex.quote("{}"), path).replace("{}", path)
-    ready = f"curl -fs -o /dev/null {shlex.quote(engine.url)}"
-    if engine.log:
-        ready = f"grep -qP {shlex.quote(engine.log)} engine.log"
-    return [
-        "A start, cold after the lines above, or with warmed files; end the engine before the next.",
-        Code((f"{shown(command)} > engine.log 2>&1 &", shown(f"time until {ready}; do sleep 0.02; done"))),
     ]

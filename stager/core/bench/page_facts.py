@@ -34,6 +34,9 @@ def machine(results: Results) -> Table:
         "cores": str(node.cores),
         "memory": f"{format_size(node.memory)}, {format_size(node.available)} of it available at the start",
         "page reclaim": node.page_reclaim,
+        "pages out idle memory by itself": f"yes: {node.pages_out}"
+        if node.pages_out
+        else "no, as far as can be seen",
         "load average at the start": f"{node.load:.2f}",
         "Python": node.python,
         "stager": node.stager,

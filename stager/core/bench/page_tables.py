@@ -8,7 +8,7 @@ from statistics import median
 
 from stager.core.bench.charts import rates
 from stager.core.bench.page_parts import Entry, Mono, Runs, Table
-from stager.core.bench.plan import ENGINES, FETCH, LOADED, READ, WARMING, measured_against
+from stager.core.bench.plan import ENDING_MAPPED, ENGINES, FETCH, READ, WARMING, measured_against
 from stager.core.bench.reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
 from stager.core.bench.stats import times_as_fast
 from stager.core.bench.svg import seconds_text, size_text
@@ -286,7 +286,7 @@ def files_within(results: Results, storage: str, name: str) -> Table:
 
 
 def in_short(results: Results) -> Table:
-    """A line a storage: reading one file after the other, the fastest load from cold, and the fastest second one."""
+    """A line a storage: reading one file after the other, the fastest load from cold, and the fastest second one; a load is one of `ENDING_MAPPED`."""
     columns = (
         "storage",
         "filesystem",
@@ -316,8 +316,8 @@ def in_short(results: Results) -> Table:
 
 
 def _fastest(cells: list[BenchCell]) -> BenchCell | None:
-    """Of the cells whose methods end with the model in a process; loaders before an engine, which does more."""
-    loads = [cell for cell in cells if cell.method in LOADED]
+    """Of the cells whose methods end as an engine's load does; loaders before an engine, which does more."""
+    loads = [cell for cell in cells if cell.method in ENDING_MAPPED]
     loads = loads or [cell for cell in cells if cell.method in ENGINES]
     return min(loads, key=lambda cell: cell.seconds.median if cell.seconds else 0, default=None)
 

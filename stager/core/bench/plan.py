@@ -14,17 +14,26 @@ if TYPE_CHECKING:
 
 NAMES, OFFSETS, READ = "mmap-names", "mmap-offsets", "read"
 RECIPE, VMTOUCH, WARMING, WARM_MMAP = "recipe", "vmtouch", "warm", "warm+mmap"
+RECIPE_MMAP, VMTOUCH_MMAP = "recipe+mmap", "vmtouch+mmap"
 FETCH, FETCH_MMAP = "fetch", "fetch+mmap"
 SAFETENSORS = "safetensors"
 ENGINE, WARM_ENGINE, FETCH_ENGINE = "engine", "warm+engine", "fetch+engine"
 ENGINES = (ENGINE, WARM_ENGINE, FETCH_ENGINE)
 """The methods that start a real command; each is one."""
 
-MOUNT_METHODS = (READ, OFFSETS, NAMES, RECIPE, VMTOUCH, WARMING, WARM_MMAP, SAFETENSORS, ENGINE, WARM_ENGINE)
+
+THEN_MMAP = {RECIPE_MMAP: RECIPE, VMTOUCH_MMAP: VMTOUCH, WARM_MMAP: WARMING}
+"""The methods that bring the files into the page cache by a command, and then load them as ``mmap-names`` does."""
+
+MOUNT_METHODS = (READ, OFFSETS, NAMES, RECIPE, VMTOUCH, WARMING, *THEN_MMAP, SAFETENSORS, ENGINE, WARM_ENGINE)
 STORE_METHODS = (FETCH, FETCH_MMAP, FETCH_ENGINE)
 METHODS = (*MOUNT_METHODS, *STORE_METHODS)
-LOADED = (READ, OFFSETS, NAMES, WARM_MMAP, FETCH_MMAP, SAFETENSORS)
+ENDING_MAPPED = (OFFSETS, NAMES, *THEN_MMAP, FETCH_MMAP, SAFETENSORS)
+"""The methods that end as an engine's load does, with the tensors in a process: ``read`` and the commands alone end in the page cache."""
+LOADED = (READ, *ENDING_MAPPED)
 """The methods with loaders, of which there can be several at once; the others are one command."""
+_FEWEST = (RECIPE_MMAP, VMTOUCH_MMAP)
+"""Those that have only the fewest loaders unless they are named: with more, only their second step differs, which `WARM_MMAP` shows."""
 ALONE = (READ, OFFSETS)
 """The methods that are also run file by file with --per-file."""
 
@@ -86,17 +95,28 @@ def parse_numbers(text: str, of: str) -> tuple[int, ...]:
 
 
 def trials_of(
-    storage: int, methods: Sequence[str], loaders: Sequence[int], files: Sequence[str] = ()
+    storage: int,
+    methods: Sequence[str],
+    loaders: Sequence[int],
+    files: Sequence[str] = (),
+    *,
+    named: bool = True,
 ) -> list[Trial]:
-    """Every trial of one storage: methods that are one command once, and `files` one by one where that is asked for."""
+    """Every trial of one storage: methods that are one command once, and `files` one by one where that is asked for. `named`: the user chose the methods."""
     found = [
         Trial(storage, method, number)
         for method in methods
-        for number in (loaders if method in LOADED else (1,))
+        for number in _loaders_of(method, loaders, named=named)
     ]
     return found + [
         Trial(storage, method, 1, file) for method in methods if method in ALONE for file in files
     ]
+
+
+def _loaders_of(method: str, loaders: Sequence[int], *, named: bool) -> Sequence[int]:
+    if method not in LOADED:
+        return (1,)
+    return loaders if named or method not in _FEWEST else loaders[:1]
 
 
 def repeats(rounds: int) -> int:

@@ -184,6 +184,7 @@ class BenchStorage:
     pages outlive an open (``keeps``, ``drops``, ``direct-io``, ``unknown``); it and `residency_by` are empty for a store.
     `target` is the folder that a store's files are fetched into, with its filesystem, else empty.
     `limits` are the lines that say what cannot be measured there. `counter` is where bytes from below are counted, empty where nowhere.
+    `root` is the folder that the names of files in the runs lie in, empty for a store; `words` are what ``stager fetch`` is told beside the store's path and the folder.
     """
 
     path: str
@@ -203,6 +204,8 @@ class BenchStorage:
     target: str
     limits: tuple[str, ...] = ()
     counter: str = ""
+    root: str = ""
+    words: tuple[str, ...] = ()
 
     @property
     def sampled(self) -> bool:
@@ -212,7 +215,10 @@ class BenchStorage:
 
 @dataclass(frozen=True, slots=True)
 class BenchMachine:
-    """The node, as far as a reader of the numbers needs it. `memory` and `available` in bytes; `load` the one-minute average at the start."""
+    """The node, as far as a reader of the numbers needs it. `memory` and `available` in bytes; `load` the one-minute average at the start.
+
+    `pages_out` is the file that shows that the node pages out idle memory by itself; empty where nothing does, or nobody may look.
+    """
 
     kernel: str
     cores: int
@@ -222,6 +228,7 @@ class BenchMachine:
     load: float
     python: str
     stager: str
+    pages_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)

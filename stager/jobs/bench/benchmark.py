@@ -53,7 +53,6 @@ from stager.jobs.bench.rehearsal import rehearse
 from stager.jobs.bench.sweep import Sweep
 from stager.jobs.bench.trial import Trials
 from stager.jobs.options import Selection
-from stager.node import reclaim
 from stager.node.memory import Gauge
 from stager.store.opening import StoreOptions
 
@@ -297,7 +296,7 @@ class Bench:
             if isinstance(ground, Ground) and per_file
             else []
         )
-        return trials_of(index, methods, options.loaders, files)
+        return trials_of(index, methods, options.loaders, files, named=bool(options.methods))
 
     def _plan(self) -> None:
         options = self._options
@@ -309,8 +308,8 @@ class Bench:
         if self._machine.load > self._machine.cores / 2:
             busy = f"load average {self._machine.load:.1f} on {count(self._machine.cores, 'core')}: others use this machine"
             self._reporter.emit(Note("warning", "busy", busy))
-        if (shown_by := reclaim.proactive()) is not None:
-            pages = f"this node pages out memory by itself ({shown_by}): more runs than elsewhere will be thrown away"
+        if self._machine.pages_out:
+            pages = f"this node pages out memory by itself ({self._machine.pages_out}): more runs than elsewhere will be thrown away"
             self._reporter.emit(Note("info", "proactive_reclaim", pages))
         runs = 2 * options.rounds * len(self._planned)
         rounds = count(options.rounds, "round")

@@ -193,10 +193,20 @@ class StoreGround:
             return replace(self, why_not="no object is small enough for --quick")
         chosen = [self.sizes[index] for index in found.chosen]
         storage = replace(self.storage, files=len(chosen), bytes=sum(size for _, size in chosen))
-        return replace(self, storage=storage, names=tuple(name for name, _ in chosen))
+        narrowed = replace(self, storage=storage, names=tuple(name for name, _ in chosen))
+        return replace(narrowed, storage=replace(storage, words=tuple(narrowed.selected_words())))
 
     def words(self) -> list[str]:
-        """What ``stager fetch`` is to be told of the selection and of the way to the store."""
+        """What ``stager fetch`` is to be told beside the path and the folder."""
+        patience = (self.options.connect_timeout, self.options.read_timeout)
+        return [
+            *self.selected_words(),
+            f"--connect-timeout={patience[0]:g}s",
+            f"--read-timeout={patience[1]:g}s",
+        ]
+
+    def selected_words(self) -> list[str]:
+        """What it is to be told of the selection and of the way to the store."""
         given = [f"--include={glob}" for glob in self.include]
         if self.names is not None:
             given = [f"--include={_literally(name)}" for name in self.names]
@@ -213,11 +223,7 @@ class StoreGround:
             given.append("--anonymous")
         if options.source_ips:
             given.append(f"--source-ip={','.join(options.source_ips)}")
-        return [
-            *given,
-            f"--connect-timeout={options.connect_timeout:g}s",
-            f"--read-timeout={options.read_timeout:g}s",
-        ]
+        return given
 
 
 def new_folder(where: str | None = None) -> str:
@@ -334,6 +340,7 @@ def _storage(
         target="",
         limits=tuple(limits),
         counter=str(counter),
+        root=files[0].root,
     )
 
 
@@ -369,7 +376,8 @@ async def look_at_store(
         limits=("the network alone: a fetch is the network, the proof and the writing together",),
         counter="`fetched` in the summary of stager fetch",
     )
-    return StoreGround(storage, location, options, sizes, into, selection.include, selection.exclude)
+    ground = StoreGround(storage, location, options, sizes, into, selection.include, selection.exclude)
+    return replace(ground, storage=replace(storage, words=tuple(ground.selected_words())))
 
 
 def redacted(options: str) -> str:

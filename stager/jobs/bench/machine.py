@@ -8,6 +8,7 @@ import platform
 from stager import __version__
 from stager.core.bench.reports import BenchMachine
 from stager.core.model import LevelKind
+from stager.node import reclaim
 from stager.node.memory import Gauge
 
 
@@ -27,4 +28,5 @@ def this_machine(load: float) -> BenchMachine:
         load,
         platform.python_version(),
         __version__,
+        reclaim.proactive() or "",
     )

@@ -19,9 +19,9 @@ from stager.core.bench.plan import (
     NAMES,
     RECIPE,
     SAFETENSORS,
+    THEN_MMAP,
     VMTOUCH,
     WARM_ENGINE,
-    WARM_MMAP,
     WARMING,
 )
 from stager.core.bench.reports import BenchFile, BenchPace
@@ -156,11 +156,12 @@ class Methods:
 
     def why_not(self, method: str, ground: Ground) -> str:
         """Why `method` cannot run on `ground`; empty when it can."""
-        if method == VMTOUCH and shutil.which("vmtouch") is None:
+        first = THEN_MMAP.get(method, method)
+        if first == VMTOUCH and shutil.which("vmtouch") is None:
             return "vmtouch is not installed"
-        if method in (WARMING, WARM_MMAP, WARM_ENGINE) and ground.facts.keeps.hopeless:
+        if (first == WARMING or method == WARM_ENGINE) and ground.facts.keeps.hopeless:
             return "`stager warm` reads nothing here: this mount drops pages when a file is opened"
-        if method in (WARMING, WARM_MMAP, SAFETENSORS) and ground.part is not None:
+        if first in (WARMING, SAFETENSORS) and ground.part is not None:
             return "it reads whole files, and none is small enough for --quick"
         if method == SAFETENSORS and not _safetensors(ground.files):
             return "there is no safetensors file"
@@ -185,10 +186,10 @@ class Methods:
             return self._plain(["vmtouch", "-f", "-t", *part, "-0", "-b", "-"], ground, until)
         if method == WARMING:
             return self._warm(ground, until, setting)
-        if method == WARM_MMAP:
-            warmed = self._warm(ground, until)
+        if method in THEN_MMAP:
+            first = self.on_mount(THEN_MMAP[method], ground, 1, until)
             then = replace(ground, at_start=ground.between)
-            return warmed if warmed.failed else self.load(NAMES, then, loaders, until).follows(warmed)
+            return first if first.failed else self.load(NAMES, then, loaders, until).follows(first)
         if method == ENGINE:
             ground.at_start()
             return self.start(ground.storage.path, ground.total, until)
