@@ -28,8 +28,7 @@ _WHAT: dict[str, Prose] = {
         Mono("cat"),
         " and ",
         Mono("stager warm"),
-        " do, it tells the kernel that it reads in order (POSIX_FADV_SEQUENTIAL), which then reads ahead twice as far. "
-        + "It ends with the files in the page cache, not with tensors in a process.",
+        " do, it tells the kernel that it reads in order (POSIX_FADV_SEQUENTIAL), which then reads ahead twice as far. It ends with the files in the page cache, not with tensors in a process.",
     ),
     OFFSETS: "every file is mapped, its safetensors header parsed, and one byte of every page of every tensor touched, tensors in the order in which they lie. "
     "Files without such a header are touched from the beginning to the end.",
