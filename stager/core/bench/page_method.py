@@ -79,7 +79,10 @@ _RULES: tuple[Prose, ...] = (
         "divided by this median."
     ),
 )
-_ROUNDS = "{} in each cell; runs that were thrown away are made again at most {} times in each, so that a cell may have fewer, as it may when time ran out. Every second round goes through the methods backwards, so that what changes slowly falls on all of them alike."
+_ROUNDS = (
+    "{} in each cell, fewer where more than {} had to be made again or where time ran out. Every second round goes through the methods backwards, so that what changes "
+    "slowly falls on all of them alike."
+)
 
 
 def method(results: Results) -> list[Block]:

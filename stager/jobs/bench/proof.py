@@ -15,8 +15,8 @@ from stager.core.bench.plan import (
     READ,
     RECIPE,
     SAFETENSORS,
+    THEN_MMAP,
     VMTOUCH,
-    WARM_MMAP,
     WARMING,
 )
 from stager.core.bench.reports import COLD
@@ -103,13 +103,13 @@ def within(ground: Ground, trial: Trial, state: str, took: Took, *, charging: bo
 
     `charging`: the storage charges processes for what they read from it.
     """
-    if took.used is None or not ground.counted or trial.method not in (*_COMMANDS, *_LOADERS, WARM_MMAP):
+    if took.used is None or not ground.counted or trial.method not in (*_COMMANDS, *_LOADERS, *THEN_MMAP):
         return ""
     size = ground.total
     loaded = partial(_loaded, ground, took, trial, charging=charging)
     if state == COLD:
         why = evidence.not_from_below(took.used, stored(ground)) if charging else ""
-        return why or (loaded() if trial.method == WARM_MMAP else "")
+        return why or (loaded() if trial.method in THEN_MMAP else "")
     why = evidence.not_from_memory(took.used, size, command=trial.method not in _LOADERS)
     if took.read is not None:
         why = why or evidence.read_again(took.read, size)
