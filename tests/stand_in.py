@@ -65,6 +65,7 @@ def main() -> None:
         if os.fork():
             os._exit(0)
         os.setpgid(0, 0)
+        time.sleep(0.3)  # the parent is known to be gone
     if given.lives:
         try:
             os.close(os.open(given.lives, os.O_CREAT | os.O_EXCL))

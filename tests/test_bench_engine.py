@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -310,6 +311,22 @@ def words_of(pid: str) -> str:
         return Path("/proc", pid, "cmdline").read_text(errors="replace")
     except OSError:
         return ""
+
+
+def test_the_last_words_of_one_that_has_ended_are_heard(
+    box: Box, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by somebody who reads slowly; and what it used counts, though it is gone."""
+
+    class Slow(Lines):
+        def feed(self, stream: int, data: bytes) -> None:
+            time.sleep(0.3)
+            super().feed(stream, data)
+
+    monkeypatch.setattr(bench_engine, "Lines", Slow)
+    command = (*STAND_IN, box.folder, "--how", "none", "--say", "loaded", "--exit", "0")
+    started = Engine(children, EngineOptions(command, log=re.compile("loaded"))).start(box.folder, None)
+    assert started.cpu > 0
 
 
 def test_one_that_listens_is_let_end_by_itself(box: Box, port: int, children: Children) -> None:

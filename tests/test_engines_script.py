@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from bench import engine_child, engine_mounts, engine_room, engine_runs, engines  # noqa: E402
+from bench import engine_bench, engine_child, engine_mounts, engine_room, engine_runs, engines  # noqa: E402
 from bench.data import Stop  # noqa: E402
 from bench.engine_child import Child  # noqa: E402
 from bench.engine_runs import COLD, HELD, RECIPE, STAGER, WAYS  # noqa: E402
@@ -430,3 +431,35 @@ def test_a_holder_ends_with_the_health_of_the_engine(model: str, stager: str, lo
     turn = engine_runs.once(HELD, Web(), FAST, model, stager)
     assert (turn.answer, turn.late) == (str(2 * MIB), 0)
     assert running(lodging) == []  # neither the server, which would serve for ever, nor a holder
+
+
+@needs_fuse
+def test_a_benchmark_of_starts_on_the_disk_and_on_the_mount(
+    tmp_path: Path, stager: str, lodging: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that only reads the model stands for llama.cpp's."""
+    folder = tmp_path / "models" / "gguf"
+    folder.mkdir(parents=True)
+    (folder / "model.gguf").write_bytes(os.urandom(4 * MIB))
+
+    class Server(engine_runs.Server):
+        def command(self, folder: str) -> list[str]:
+            words = super().command(folder)
+            port = words[words.index("--port") + 1]
+            return [sys.executable, str(ROOT / "tests" / "stand_in.py"), folder, "--port", port]
+
+    monkeypatch.setattr(engine_room, "gguf", lambda *_: str(folder))
+    monkeypatch.setattr(type(engine_room.SERVER), "python", lambda *_: sys.executable)
+    monkeypatch.setattr(engine_runs, "Server", Server)
+    given = Namespace(dir=str(folder.parent), size=4 * MIB, rounds=1, bench=str(tmp_path / "report"))
+    engine_bench.report(given, stager, lambda _: None)
+    lines = [json.loads(line) for line in (tmp_path / "report" / "results.jsonl").read_text().splitlines()]
+    found = {
+        (cell["filesystem"], cell["method"], cell["state"]): cell
+        for cell in lines
+        if cell["type"] == "bench_cell"
+    }
+    assert found["fuse.fuselab", "engine", "cold"]["device_bytes"] >= 4 * MIB
+    assert found["fuse.fuselab", "engine", "warm"]["device_bytes"] == 0
+    assert len(found) == 12
+    assert "warm+engine" in (tmp_path / "report" / "table.txt").read_text()

@@ -57,13 +57,13 @@ def gguf(folder, size, parts, say):
         script = os.path.join(HERE, "engine_gguf.py")
         process.run([SERVER.python(say), script, into, str(size), str(parts)], timeout=_BUILD_S)
 
-    return _kept(folder, f"gguf-{size}-in-{parts}-v{_GGUF}", write, say)
+    return kept(folder, f"gguf-{size}-in-{parts}-v{_GGUF}", write, say)
 
 
 def safetensors(folder, size, parts, say):
     """The folder of a model of about `size` bytes in `parts` safetensors files and their index."""
     name = f"safetensors-{size}-in-{parts}-v{_SAFETENSORS}"
-    return _kept(folder, name, lambda into: _write_safetensors(into, size, parts), say)
+    return kept(folder, name, lambda into: _write_safetensors(into, size, parts), say)
 
 
 def _write_safetensors(folder, size, parts):
@@ -82,7 +82,7 @@ def _write_safetensors(folder, size, parts):
     models.save_json(os.path.join(folder, "model.safetensors.index.json"), body)
 
 
-def _kept(folder, name, write, say):
+def kept(folder, name, write, say):
     """The folder `name` in `folder`, filled by `write` unless an earlier run did."""
     path = os.path.join(folder, name)
     if not os.path.isdir(path):

@@ -3,6 +3,7 @@
 scripts/test-engines                           all rows, three rounds: about 20 minutes
 scripts/test-engines --only safetensors        one of them; this one builds nothing
 scripts/test-engines --quick                   tiny models, one round: shows that it works, says nothing about speed
+scripts/test-engines --bench DIR               instead, `stager bench --engine` with llama.cpp on this disk and on the mount, its report in DIR
 
 Before every run the mount is made anew and proven empty of pages (mincore); the files behind it are in memory, so that the
 mount alone is slow. All times count from the start of the first process: the recipe's own time is in its column, and all
@@ -25,7 +26,7 @@ sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.dirname(os.path.dirname(HERE))]
 
-from bench import engine_child, engine_mounts, engine_room, engine_runs, machine  # noqa: E402  only the folders above make them importable
+from bench import engine_bench, engine_child, engine_mounts, engine_room, engine_runs, machine  # noqa: E402  only the folders above make them importable
 from bench.data import Stop  # noqa: E402
 from bench.engine_runs import HELD, RECIPE, STAGER, WAYS  # noqa: E402
 from stager.core.errors import StagerError  # noqa: E402
@@ -131,6 +132,9 @@ def arguments():
     parser.add_argument("--only", type=names, default=list(ROWS), metavar="ROW,...", help=", ".join(ROWS))
     parser.add_argument("--json", metavar="FILE", help="also write every run to FILE")
     parser.add_argument("--quick", action="store_true", help="tiny models and one round")
+    parser.add_argument(
+        "--bench", metavar="DIR", help="instead: the report of `stager bench --engine` into DIR"
+    )
     given = parser.parse_args()
     if given.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -227,6 +231,9 @@ def main():
     if busy := machine.busy():
         say(f"warning: {busy}")
     stager, rows, missed = find_stager(), [], []
+    if given.bench:
+        engine_bench.report(given, stager, say)
+        return
     for name in given.only:
         say(f"{name}: {ROWS[name].__doc__}")
         try:
