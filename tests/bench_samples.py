@@ -154,7 +154,8 @@ class Maker:
         )
 
     def _timeline(self, wall: float, size: int) -> tuple[tuple[float, int, int], ...]:
-        points, done, lanes = [], 0.0, 2
+        begins, ends = min(0.2, wall / 4), wall - min(0.12, wall / 5)
+        points, done, lanes = [(round(begins, 3), 0, 0)], 0.0, 2
         steps = 14
         for at in range(1, steps + 1):
             lanes = (
@@ -167,7 +168,7 @@ class Maker:
                 if at == steps
                 else done + (size - done) * min(0.9, 0.5 * lanes / 8) / (steps - at + 1) * 2
             )
-            points.append((round(wall * at / steps, 3), int(min(done, size)), lanes))
+            points.append((round(begins + (ends - begins) * at / steps, 3), int(min(done, size)), lanes))
         return tuple(points)
 
     def results(self, storages: tuple[BenchStorage, ...], **other: object) -> BenchResults:

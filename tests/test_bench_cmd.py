@@ -157,8 +157,9 @@ def test_warm_tells_how_it_went_and_files_are_measured_one_by_one(box: Box) -> N
     )
     warmed = next(run for run in done.all("bench_run") if (run["method"], run["state"]) == ("warm", "cold"))
     assert warmed["timeline"]
-    seconds, size, lanes = warmed["timeline"][-1]
-    assert seconds >= 0
+    (began, nothing, none), (ended, size, lanes) = warmed["timeline"][0], warmed["timeline"][-1]
+    assert 0 < began <= ended < warmed["seconds"]
+    assert (nothing, none) == (0, 0)
     assert 0 <= size <= warmed["bytes"]
     assert lanes >= 1
     for path in [path for path in files_below(model) if path.endswith(".safetensors")]:

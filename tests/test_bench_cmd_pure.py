@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import sys
 
 import pytest
 from hypothesis import given
@@ -37,7 +39,7 @@ from stager.core.formats.source import Head
 from stager.core.location import Location
 from stager.core.select import selected
 from stager.core.units import MIB
-from stager.jobs.bench.children import Ended
+from stager.jobs.bench.children import Children, Ended
 from stager.jobs.bench.ground import StoreGround, redacted
 from stager.jobs.bench.methods import timeline
 from stager.store.opening import StoreOptions
@@ -267,15 +269,39 @@ def test_a_sampled_object_is_named_to_fetch_and_no_other(name: str, other: str) 
 
 @given(st.integers(0, 1000))
 def test_a_timeline_of_very_many_points_is_thinned_and_keeps_the_last(many: int) -> None:
-    said = [
-        {"type": "progress", "verb": "warm", "elapsed": at / 10, "done": at, "lanes": 1} for at in range(many)
+    lines = [
+        {
+            "type": "progress",
+            "verb": "warm",
+            "elapsed": at / 10,
+            "clock": 100.5 + at / 10,
+            "done": at,
+            "lanes": 1,
+        }
+        for at in range(many)
     ]
-    out = "".join(f"{json.dumps(line)}\n" for line in [*said, {"type": "note"}])
-    found = timeline(Ended(1.0, 0.1, 0, out, ""), "warm")
+    out = "".join(f"{json.dumps(line)}\n" for line in [*lines, {"type": "note"}])
+    found = timeline(Ended(1.0, 0.1, 0, out, "", began=100.0), "warm")
     assert len(found) <= 120
     assert len(found) >= min(many, 60)
     assert list(found) == sorted(found)
-    assert not many or found[-1] == ((many - 1) / 10, many - 1, 1)
+    assert not many or found[0] == (0.5, 0, 0)
+    assert not many or found[-1] == (round(0.5 + (many - 1) / 10, 6), many - 1, 1)
+
+
+def test_a_timeline_counts_from_the_start_of_the_command() -> None:
+    slow = """if 1:
+        import json, time
+        time.sleep(0.3)
+        for elapsed in (0.0, 0.1):
+            now = time.monotonic() + elapsed
+            print(json.dumps({"type": "progress", "verb": "warm", "elapsed": elapsed, "clock": now, "done": 1, "lanes": 2}))
+    """
+    ended = Children().command([sys.executable, "-c", slow], os.environ)
+    (start, _, _), (first, *_), (last, *_) = timeline(ended, "warm")
+    assert 0.3 <= start <= first
+    assert last >= first + 0.1
+    assert first <= ended.seconds
 
 
 def test_no_part_of_an_object_is_fetched() -> None:

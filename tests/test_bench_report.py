@@ -500,6 +500,28 @@ def test_a_bar_is_as_long_as_its_median() -> None:
     assert ends == pytest.approx([2.0, 9.0], abs=0.01)
 
 
+def test_a_run_over_time_is_drawn_whole() -> None:
+    points = [(0.5, 0, 0), (1.0, 1 << 30, 4), (1.5, 2 << 30, 4)]
+    drawn = bench_charts.timeline(points, seconds=2.0, width=760, label="l")
+    root = ET.fromstring(drawn)
+    space = "{http://www.w3.org/2000/svg}"
+    ladder = next(one for one in root.iter(f"{space}line") if one.get("class") == "base")
+    left, right = (float(ladder.get(name) or 0) for name in ("x1", "x2"))
+    shades = {
+        (float(one.get("x") or 0), float(one.get("width") or 0))
+        for one in root.iter(f"{space}rect")
+        if one.get("class") == "phase"
+    }
+    parts = sorted(
+        ((x - left) / (right - left) * 2, (x + wide - left) / (right - left) * 2) for x, wide in shades
+    )
+    assert [pytest.approx(part, abs=0.01) for part in parts] == [(0, 0.5), (1.5, 2)]
+    words = [one.text for one in root.iter(f"{space}text")]
+    assert {"starting", "verifying"} <= set(words)
+    line = next(one for one in root.iter(f"{space}path") if one.get("class") == "rate-line")
+    assert (line.get("d") or "").startswith(f"M{left + (right - left) / 4:.1f} ")
+
+
 # Writing
 
 

@@ -81,7 +81,10 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Where a job stands. `rate` in bytes/s, `eta` in seconds (None: unknown), `memory` the used share of the binding level 0..1."""
+    """Where a job stands. `rate` in bytes/s, `eta` in seconds (None: unknown), `memory` the used share of the binding level 0..1.
+
+    `elapsed` is seconds since the reading began; `clock` is what ``CLOCK_MONOTONIC``, the same for all processes of a node, says at that moment.
+    """
 
     type: ClassVar[str] = "progress"
     verb: str
@@ -94,6 +97,7 @@ class Progress(Event):
     lanes: int
     memory: float | None = None
     elapsed: float = 0.0
+    clock: float = 0.0
 
     def text(self) -> str:
         whole = format_size(self.total)

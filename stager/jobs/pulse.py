@@ -73,5 +73,6 @@ class Pulse:
                 lanes,
                 None,
                 now - self.started,
+                now,
             )
         )

@@ -221,6 +221,7 @@ class Reading:
             self.lanes.busy or self.controller.report().lanes,
             used_share(snapshot, binding),
             now - self._started,
+            now,
         )
 
 

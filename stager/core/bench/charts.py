@@ -90,6 +90,7 @@ def strips(rows: Sequence[Row], *, width: float, name: str, axis: str, label: st
 
 
 _Mark = Callable[[Canvas, _Frame, Row, float], float]
+_Panel = tuple[float, float, list[float], str]  # top, height, scale, name
 
 
 def _rows(
@@ -165,15 +166,20 @@ def _legend(canvas: Canvas, rows: Sequence[Row], hatch: str, *, boxes: bool) -> 
         x += 24 + width_of(words) + 16
 
 
-def timeline(points: Sequence[tuple[float, int, int]], *, width: float, label: str) -> str:
-    """Two panels over one axis of seconds: the throughput between each two of `points` (seconds, bytes so far, lanes), and the lanes."""
+def timeline(points: Sequence[tuple[float, int, int]], *, seconds: float, width: float, label: str) -> str:
+    """Two panels over one axis of the run's `seconds`: the throughput between each two of `points` (seconds, bytes so far, lanes), and the lanes.
+
+    What of the run is before the first point and after the last is shaded, and named where there is room.
+    """
     canvas = Canvas(width)
     pieces = rates(points)
     fastest = max((rate for _, _, rate in pieces), default=0.0)
     factor, unit = next(((factor, unit) for factor, unit in _RATES if fastest >= factor), _RATES[-1])
     rate_scale = ticks(fastest / factor, 4)
     lane_scale = [value for value in ticks(max((p[2] for p in points), default=1), 3) if value == int(value)]
-    time_scale = ticks(max((p[0] for p in points), default=1.0), 6 if width > 500 else 3)
+    time_scale = ticks(max((p[0] for p in points), default=seconds), 6 if width > 500 else 3)
+    if seconds > time_scale[-1]:
+        time_scale = ticks(seconds, 6 if width > 500 else 3)
     names = [number(value) for value in (*rate_scale, *lane_scale)]
     frame = _Frame(max(width_of(name) for name in names) + 26, 0, time_scale[-1])
     frame = _Frame(frame.left, width - frame.left - 16, frame.top)
@@ -181,9 +187,12 @@ def timeline(points: Sequence[tuple[float, int, int]], *, width: float, label: s
         (8.0, _PANEL["rate"], rate_scale, f"throughput ({unit})"),
         (8.0 + _PANEL["rate"] + 14, _PANEL["lanes"], lane_scale, "lanes, P"),
     )
+    bottom = panels[1][0] + panels[1][1]
+    if points:
+        _phase(canvas, frame, (0.0, points[0][0]), panels, "starting")
+        _phase(canvas, frame, (points[-1][0], seconds), panels, "verifying")
     for y, height, scale, words in panels:
         _ladder(canvas, frame, scale, (y, height), words)
-    bottom = panels[1][0] + panels[1][1]
     for value in time_scale:
         x = frame.at(value)
         canvas.line(x, bottom, x, bottom + 4, "base")
@@ -196,12 +205,27 @@ def timeline(points: Sequence[tuple[float, int, int]], *, width: float, label: s
     return canvas.svg(bottom + 42, label, "wide" if width > 500 else "narrow")
 
 
+def _phase(
+    canvas: Canvas, frame: _Frame, part: tuple[float, float], panels: Sequence[_Panel], words: str
+) -> None:
+    """A shade over the part of the run (from, to; seconds) in which nothing is read, with `words` where they fit, lying or standing."""
+    left, right = (frame.at(value) for value in part)
+    if right <= left:
+        return
+    for y, height, _, _ in panels:
+        canvas.box(left, y, right - left, height, "phase")
+    y, height, scale, _ = panels[0]
+    middle = (left + right) / 2
+    if right - left >= width_of(words) + 8:
+        between = y + height * (1 - (scale[-1] + scale[-2]) / 2 / scale[-1])  # the two upmost lines
+        canvas.text(middle, between + SIZE / 3, words, anchor="middle", css="muted")
+    elif right - left >= SIZE + 4:
+        canvas.upright(middle + SIZE / 3, y + height / 2, words)
+
+
 def rates(points: Sequence[tuple[float, int, int]]) -> list[tuple[float, float, float]]:
     """(from, to, bytes/s) between each two neighbours of `points` that are not at the same second."""
     return [(a[0], b[0], (b[1] - a[1]) / (b[0] - a[0])) for a, b in pairwise(points) if b[0] > a[0]]
-
-
-_Panel = tuple[float, float, list[float], str]
 
 
 def _ladder(

@@ -31,9 +31,7 @@ from stager.core.units import count, format_duration
 
 LINES = "results.jsonl"
 TITLE = "How fast the model loads"
-_SHORT = (
-    " say where they stand ten times a second, and no cold run of them was long enough for two such lines"
-)
+_SHORT = " say where they stand ten times a second, and no cold run of them said anything"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -168,13 +166,16 @@ def _over_time(results: Results) -> list[Block]:
 
 
 def _which(run: BenchRun) -> Prose:
-    points = len(tables.moments(run))
+    points = tables.moments(run)
     some = (
-        f" Of its {points} points the table has at most {tables.MOST_POINTS}."
-        if points > tables.MOST_POINTS
+        f" Of its {len(points)} points the table has at most {tables.MOST_POINTS}."
+        if len(points) > tables.MOST_POINTS
         else ""
     )
-    return (f"Run {run.run}: ", Mono(run.method), f", cold, {seconds_text(run.seconds)} in all.{some}")
+    parts = (points[0][0], points[-1][0] - points[0][0], max(0.0, run.seconds - points[-1][0]))
+    start, reading, rest = (seconds_text(part) for part in parts)
+    took = f"{seconds_text(run.seconds)} in all: {start} until it began to read, {reading} of reading, {rest} after it"
+    return (f"Run {run.run}: ", Mono(run.method), f", cold, {took}.{some}")
 
 
 def _files(results: Results) -> list[Block]:

@@ -137,6 +137,13 @@ def _strip(results: Results, cell: BenchCell, *, first: bool) -> Row:
 def over_time(run: BenchRun, name: str) -> Figure:
     """One run over time: throughput above, lanes below."""
     points = moments(run)
-    caption = "Above what came between each two reports of progress, below the lanes (P) that the controller had open."
+    caption = (
+        "Above what came between each two reports of progress, below the lanes (P) that the controller had open. Shaded is what of the run is no reading: "
+        "before it the command starts and finds its files, after it every page is proven to be resident, and the command ends."
+    )
     label = f"throughput and lanes of run {run.run} over time"
-    return Figure(name, caption, lambda width, _: bench_charts.timeline(points, width=width, label=label))
+    return Figure(
+        name,
+        caption,
+        lambda width, _: bench_charts.timeline(points, seconds=run.seconds, width=width, label=label),
+    )

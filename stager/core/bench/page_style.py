@@ -48,6 +48,7 @@ svg a { text-decoration: none; }
 .second-dots { stroke: var(--edge); }
 .quartiles { fill: var(--box); }
 .median { stroke: var(--ink); stroke-width: 2; }
+.phase { fill: var(--box); fill-opacity: 0.35; }
 .rate-line, .lanes-line { fill: none; stroke-width: 2; }
 .rate-line { stroke: var(--rate); }
 .lanes-line { stroke: var(--lanes); }

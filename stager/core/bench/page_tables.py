@@ -244,11 +244,8 @@ def over_time(run: BenchRun, name: str) -> Table:
 
 
 def moments(run: BenchRun) -> tuple[tuple[float, int, int], ...]:
-    """The timeline of `run` from its beginning, when nothing had been read; two points at one second are one."""
+    """The timeline of `run`; two points at one second are one."""
     points = {when: (when, done, lanes) for when, done, lanes in run.timeline}
-    first = min(points)
-    if first > 0:
-        points[0.0] = (0.0, 0, points[first][2])
     return tuple(points[when] for when in sorted(points))
 
 

@@ -67,7 +67,8 @@ class BenchRun(Event):
     `before_seconds` is the part of `seconds` that went by before the loaders or the engine were started: the warming of ``warm+mmap`` and ``warm+engine``, the fetch of
     ``fetch+mmap`` and ``fetch+engine``; 0 without such a step. A start of an engine ends when it is ready: its seconds and CPU seconds count until then. `caveat` says what a reader must know of a run that
     counts: that pages were gone when an engine was ready, which may be its own doing.
-    `timeline` has (seconds, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``. `setting` is what ``stager warm`` was told in a
+    `timeline` has (seconds since the run began, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``: first where it began to read, last
+    where it had read all; what is before is its start, what comes after until `seconds` its proof and its end. `setting` is what ``stager warm`` was told in a
     sweep (a span of 0 is a whole file), None for what it does by itself; `pace` what came of it. `charged_bytes` are those that the run's own processes had
     a block device read (``ru_inblock``), `waits` how often they slept of their own accord (``ru_nvcsw``); None for a run that was not begun.
     """

@@ -33,7 +33,10 @@ class Closed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: seconds on the wall, CPU seconds of it and all its children, exit code, what it said, what the kernel counted for it."""
+    """How a command ended: seconds on the wall, CPU seconds of it and all its children, exit code, what it said, what the kernel counted for it.
+
+    `began` is the monotonic clock when it was started.
+    """
 
     seconds: float
     cpu: float
@@ -41,6 +44,7 @@ class Ended:
     out: str
     err: str
     used: Usage = field(default_factory=Usage)
+    began: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class Children:
             child = self.start(argv, env, stdin=stdin, stdout=out, stderr=err)
             code, used = self._wait(child, until)
             took = time.monotonic() - began
-            return Ended(took, used.cpu, code, _text(out), _text(err), used)
+            return Ended(took, used.cpu, code, _text(out), _text(err), used, began)
 
     def load(
         self,

@@ -287,15 +287,22 @@ def last_event(ended: Ended, kind: str) -> dict[str, Any]:
 
 
 def timeline(ended: Ended, verb: str) -> tuple[tuple[float, int, int], ...]:
-    """(seconds, bytes so far, lanes) of the progress lines of a ``warm`` or ``fetch``, ascending; of very many every second, third, ..., and the last."""
-    found = []
+    """(seconds since the command was started, bytes so far, lanes) of the progress lines of a ``warm`` or ``fetch``, ascending.
+
+    The first point is where the reading began, without bytes or lanes; of very many lines every second, third, ..., and the last.
+    """
+    found: list[tuple[float, int, int]] = []
     for line in ended.out.splitlines():
         with suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
             if event["type"] == "progress" and event["verb"] == verb:
-                found.append((float(event["elapsed"]), int(event["done"]), int(event["lanes"])))
-    step = -(-len(found) // _MOST_POINTS)
-    return tuple(found[::-1][::step][::-1]) if found else ()
+                now = float(event["clock"]) - ended.began
+                if not found:
+                    found.append((now - float(event["elapsed"]), 0, 0))
+                found.append((now, int(event["done"]), int(event["lanes"])))
+    step = -(-len(found) // (_MOST_POINTS - 1))
+    first, rest = found[:1], found[1:][::-1][::step][::-1] if found else []
+    return tuple((round(when, 6), done, lanes) for when, done, lanes in (*first, *rest))
 
 
 def read_by(method: str, ground: Ground) -> Ground:
