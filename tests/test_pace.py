@@ -232,6 +232,13 @@ def test_splits_beyond_the_number_of_files() -> None:
     assert controller.report().lanes >= 12
 
 
+def test_goes_on_upwards_from_the_first_split_that_pays() -> None:
+    """One file for four lanes: two at work are more than one, although fewer than the four that were allowed."""
+    outcome = Run((9 * GB,), PerStream(), Controller(16, 4, may_split=True)).run(8.0)
+    splits = [decision.lanes for _, decision in outcome.decisions if decision.split]
+    assert splits[1] > splits[0]
+
+
 def test_settles_low_on_a_pool_that_collapses() -> None:
     for seed in SEEDS:
         controller = Controller(16, 4)

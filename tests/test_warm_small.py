@@ -48,14 +48,6 @@ def test_one_small_file_is_read_by_many_handles(fuse_mount: MountFactory, tmp_pa
     assert counted["fetched"] < 1.1 * 256 * MIB
 
 
-def test_some_small_files_are_read_at_once(fuse_mount: MountFactory, tmp_path: Path) -> None:
-    """All four from the first moment: there is no time to find out that four are good."""
-    files = {f"weights-{number}.bin": 24 * MIB for number in range(4)}
-    mount = fuse_mount(synthetic=files, keep_cache="always", attr_timeout=60, latency=30)
-    assert warm(mount, tmp_path)["outcome"] == "resident"
-    assert mount.counters()["max_handles"] >= 4
-
-
 def test_a_pool_of_ossfs_is_not_flooded(fuse_mount: MountFactory, tmp_path: Path) -> None:
     """One handle a file, however slowly it goes."""
     mount = fuse_mount(
