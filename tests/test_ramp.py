@@ -49,15 +49,18 @@ def test_goes_up_quickly_where_no_daemon_forbids_it(fstypes: list[str], lanes: i
 
 
 def climb(
-    ramp: Ramp, rates: list[float], *, backlog: int = 0, seconds: float = 5.0
+    ramp: Ramp, rates: list[float], *, files: int = 1, backlog: int = 0, seconds: float = 5.0
 ) -> list[tuple[int, bool]]:
-    """The settings of `ramp` in order, over a storage that gives `rates[n - 1]` bytes a second to n lanes."""
+    """The settings of `ramp` in order, over a storage that gives `rates[n - 1]` bytes a second to n lanes.
+
+    `files` are being read and `backlog` more wait; one is enough for many lanes when it is split.
+    """
     now, done, found = 0.0, 0.0, [(ramp.lanes, ramp.split)]
-    width = ramp.lanes if backlog else 1
+    width = ramp.lanes if backlog else files
     while not ramp.over and now < seconds:
         now, done = now + 0.05, done + 0.05 * rates[min(width, len(rates)) - 1]
         ramp.observe(now, int(done), width=width, backlog=backlog)
-        width = ramp.lanes if backlog or ramp.split else 1
+        width = ramp.lanes if backlog or ramp.split else files
         if found[-1] != (ramp.lanes, ramp.split):
             found.append((ramp.lanes, ramp.split))
     assert ramp.over
@@ -65,9 +68,21 @@ def climb(
 
 
 def test_lanes_that_idle_are_set_to_work_first() -> None:
-    linear = [60.0 * MB * lanes for lanes in range(1, 33)]
+    linear = [20.0 * MB * lanes for lanes in range(1, 33)]
     ramp = Ramp(4, 16, may_split=True)
     assert climb(ramp, linear) == [(4, False), (4, True), (8, True), (16, True)]
+
+
+def test_eight_are_enough_where_a_daemon_may_fetch_ahead() -> None:
+    linear = [60.0 * MB * lanes for lanes in range(1, 33)]
+    assert climb(Ramp(4, 16, may_split=True), linear) == [(4, False), (4, True), (8, True)]
+    assert climb(Ramp(4, 16, may_split=True), linear, backlog=100) == [(4, False), (8, False), (16, False)]
+
+
+def test_one_idle_lane_is_no_step() -> None:
+    linear = [20.0 * MB * lanes for lanes in range(1, 33)]
+    ramp = Ramp(4, 16, may_split=True)
+    assert climb(ramp, linear, files=3) == [(4, False), (6, True), (12, True)]  # four more are no step either
 
 
 def test_a_split_that_gives_nothing_is_taken_back() -> None:
@@ -88,19 +103,25 @@ def test_lanes_too_slow_to_be_looked_at_are_left_to_the_controller() -> None:
     assert climb(ramp, [1.0 * MB * lanes for lanes in range(1, 33)], backlog=100) == [(4, False)]
 
 
-def test_a_tail_is_worth_a_second_of_a_lane() -> None:
+def worth_of(rate: float, lanes: int = 4) -> int:
+    """What a tail must have where each of `lanes` moves `rate` bytes a second, and stands still in the end."""
     worth = Worth(64 * MIB)
-    assert worth.observe(0.0, 0, 4) == 64 * MIB  # nothing is known yet
-    assert worth.observe(0.1, 8 * MB, 4) == 20 * MB
-    assert worth.observe(0.2, 8 * MB, 4) == 20 * MB  # a moment without a byte says nothing
+    assert worth.observe(0.0, 0, lanes) == 64 * MIB  # nothing is known yet
+    for tick in range(1, 60):
+        found = worth.observe(tick / 10, int(tick / 10 * rate * lanes), lanes)
+    assert (
+        worth.observe(60.0, int(5.9 * rate * lanes) + 1, lanes) == found
+    )  # what a lane can do is not forgotten
+    return found
+
+
+def test_a_tail_is_worth_a_second_of_a_lane() -> None:
+    assert worth_of(20 * MB) == pytest.approx(20 * MB, rel=0.01)
 
 
 def test_a_tail_has_a_least_and_a_greatest_size() -> None:
-    slow, fast = Worth(64 * MIB), Worth(64 * MIB)
-    for worth in (slow, fast):
-        worth.observe(0.0, 0, 1)
-    assert slow.observe(1.0, 1 * MB, 1) == 8 * MIB
-    assert fast.observe(1.0, 900 * MB, 1) == 64 * MIB
+    assert worth_of(1 * MB) == 8 * MIB
+    assert worth_of(900 * MB) == 64 * MIB
 
 
 def test_slow_lanes_share_what_fast_ones_would_not() -> None:

@@ -167,6 +167,8 @@ class Controller:
         if look is not None:
             assert self._began is not None
             self._epochs.append(Epoch(now - self._began, look.width, look.split, look.rate))
+            if not ramp.over:  # lanes beyond these paid in full: fewer cannot be better
+                self._tried[Decision(look.width, look.split)] = look.rate
         setting = Decision(ramp.lanes, ramp.split)
         self._set(setting, now, done)
         if ramp.over:

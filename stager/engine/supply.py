@@ -20,10 +20,11 @@ _REST_WORTH_RETURNING = 8 << 20
 
 # A tail is worth a handle of its own when a lane is busy with it for this long.
 _WORTH_S = 1.0
+_SMOOTH = 0.2  # bytes are counted in blocks: from one tick to the next a slow lane moves nothing, then twice its rate
 
 
 class Worth:
-    """The smallest tail worth a handle of its own: what one lane moves in a second, between the least and the most.
+    """The smallest tail worth a handle of its own: what one lane moves in a second at its best, between the least and the most.
 
     Daemons fetch ahead of a handle, and what they fetched beyond the end of a tail is fetched twice. Where a lane moves few bytes
     a second nothing is fetched far ahead, and a small file is worth many handles.
@@ -33,17 +34,18 @@ class Worth:
         """`most` bytes, which is also the answer before anything has moved."""
         self._least, self._most = min(_TAIL_ALIGNMENT, most), most
         self._then: tuple[float, int] | None = None
-        self._rate: float | None = None
+        self._rate = self._best = 0.0
 
     def observe(self, now: float, done: int, busy: int) -> int:
         """The answer in bytes. `now` in seconds, `done` the bytes moved so far by all lanes, `busy` lanes at work."""
         then, self._then = self._then, (now, done)
         if then is not None and now > then[0] and done > then[1]:
             rate = (done - then[1]) / (now - then[0]) / max(1, busy)
-            self._rate = rate if self._rate is None else self._rate + 0.2 * (rate - self._rate)
-        if self._rate is None:
+            self._rate += _SMOOTH * (rate - self._rate)
+            self._best = max(self._best, self._rate)
+        if not self._best:
             return self._most
-        return max(self._least, min(self._most, int(_WORTH_S * self._rate)))
+        return max(self._least, min(self._most, int(_WORTH_S * self._best)))
 
 
 class Lease:

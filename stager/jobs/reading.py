@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 _BLOCK = 4 * STEP
+# Where reading takes its time it is counted in smaller steps: lanes that began together deliver together, and over a fifth of a
+# second eight of them at 17 MB/s each were off by a quarter when they counted whole MiB.
+_LEAST_STEP = STEP // 4
+_LONG_S = 0.03
 
 
 def controller_for(traits: Sequence[Traits], options: WarmOptions) -> Controller:
@@ -47,6 +51,13 @@ def controller_for(traits: Sequence[Traits], options: WarmOptions) -> Controller
         may_split=options.span is None and bool(handles) and tolerant,
         ramp=tolerant,
     )
+
+
+def _step_after(step: int, moved: int, seconds: float) -> int:
+    """How many bytes to ask for at once after `moved` of `step` took so long."""
+    if seconds > _LONG_S and moved > _LEAST_STEP:
+        return max(_LEAST_STEP, moved // 2)
+    return min(_BLOCK, 2 * step) if seconds < _LONG_S / 4 else step
 
 
 class Reading:
@@ -133,11 +144,13 @@ class Reading:
 
     def _read_open(self, fd: int, lease: Lease, kit: Kit, checkpoint: Checkpoint) -> None:
         holes = self._holes[lease.span.index]
-        while block := lease.take(_BLOCK):
+        step, clock = _BLOCK, time.monotonic
+        while block := lease.take(step):
             skip, count = wanted(holes, lease.position, lease.position + block)
             if skip:
                 lease.advance(skip)
                 continue
+            began = clock()
             moved = kit.touch(fd, lease.position, count)
             if not moved:
                 self._fail(
@@ -145,6 +158,7 @@ class Reading:
                 )
                 return
             lease.advance(moved)
+            step = _step_after(step, moved, clock() - began)
             checkpoint(moved)
 
     def _fail(self, index: int, offset: int | None, exc: OSError) -> None:
