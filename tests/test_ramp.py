@@ -9,7 +9,7 @@ from stager.engine.pace import Controller
 from stager.engine.ramp import Ramp
 from stager.engine.supply import Supply, Worth
 from stager.jobs.options import Selection, WarmOptions
-from stager.jobs.reading import controller_for
+from stager.jobs.reading import controller_for, step_after
 from stager.node.filesystems import Traits, traits_of
 from stager.node.mounts import Mount
 
@@ -130,3 +130,14 @@ def test_slow_lanes_share_what_fast_ones_would_not() -> None:
     assert supply.next(split=True) is None
     supply.min_piece = 16 * MIB
     assert [lease.span.length // MIB for _ in range(3) if (lease := supply.next(split=True))] == [52, 28, 24]
+
+
+def test_what_takes_long_is_counted_in_smaller_steps() -> None:
+    step, steps = 4 * MIB, []
+    for _ in range(4):  # a pipe takes a MiB at most
+        step = step_after(step, min(step, MIB), 0.06)
+        steps.append(step)
+    assert steps == [MIB // 2, MIB // 4, MIB // 4, MIB // 4]
+    assert step_after(step, step, 0.015) == step
+    assert step_after(step, step, 0.001) == MIB // 2
+    assert step_after(4 * MIB, MIB, 0.001) == 4 * MIB

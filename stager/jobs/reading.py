@@ -53,7 +53,7 @@ def controller_for(traits: Sequence[Traits], options: WarmOptions) -> Controller
     )
 
 
-def _step_after(step: int, moved: int, seconds: float) -> int:
+def step_after(step: int, moved: int, seconds: float) -> int:
     """How many bytes to ask for at once after `moved` of `step` took so long."""
     if seconds > _LONG_S and moved > _LEAST_STEP:
         return max(_LEAST_STEP, moved // 2)
@@ -158,7 +158,7 @@ class Reading:
                 )
                 return
             lease.advance(moved)
-            step = _step_after(step, moved, clock() - began)
+            step = step_after(step, moved, clock() - began)
             checkpoint(moved)
 
     def _fail(self, index: int, offset: int | None, exc: OSError) -> None:
