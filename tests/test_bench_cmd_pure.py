@@ -72,7 +72,10 @@ def test_a_spread_is_what_the_textbook_says(values: list[float]) -> None:
     for name, of in REFERENCE.items():
         assert getattr(found, name) == pytest.approx(of(values), rel=1e-12)
     assert found.min <= found.mean <= found.max
-    assert found.stdev == pytest.approx(statistics.stdev(values) if len(values) > 1 else 0.0, abs=1e-9)
+    if len(values) == 1:
+        assert found.stdev is None  # a single number does not say how far apart numbers lie
+    else:
+        assert found.stdev == pytest.approx(statistics.stdev(values), abs=1e-9)
 
 
 def test_a_spread_of_nothing_is_no_number() -> None:
@@ -233,6 +236,18 @@ def test_the_table_compares_with_a_cold_read_and_says_what_is_missing() -> None:
     assert lines[-1] == "  not measured: warm second: nobody knows"
     assert times_as_fast(cells[2], cells[0]) is None
     assert "the first 8.0 MiB of the largest read" in table([storage(part=8 * MIB)], cells)
+
+
+def test_storages_of_different_amounts_are_not_compared_without_a_word() -> None:
+    def told(size: int) -> bool:
+        places = [storage(), storage(path="/n", bytes=size)]
+        cells = [make_cell(one.path, "ext4", "read", "cold", 1, file="", runs=[run()]) for one in places]
+        return "different amounts are read (/m 1000 B, /n" in table(places, cells)
+
+    assert [told(size) for size in (1000, 991, 989, 250, 4000)] == [False, False, True, True, True]
+    assert "different" not in table(
+        [storage()], [make_cell("/m", "ext4", "read", "cold", 1, file="", runs=[run()])]
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,18 @@ def test_there_is_no_empty_chart_of_loaders(written: Path) -> None:
     assert len(figures) == {"realistic": 5, "awkward": 1, "empty": 0, "swept": 0}[written.parent.name]
 
 
+def test_storages_of_different_amounts_have_scales_of_their_own_and_it_is_said(tmp_path: Path) -> None:
+    whole = bench_samples.realistic()
+    first, *others = whole.summary.storages
+    other = replace(whole, summary=replace(whole.summary, storages=(replace(first, bytes=1 << 30), *others)))
+    seen = []
+    for name, results in (("same", whole), ("other", other)):
+        write_report(results, str(tmp_path / name))
+        text = (tmp_path / name / "report.html").read_text("utf-8")
+        seen.append(("Different amounts are read" in text, "a scale of its own" in text))
+    assert seen == [(False, False), (True, True)]
+
+
 def test_what_paths_say_is_no_markup(tmp_path: Path) -> None:
     write_report(bench_samples.awkward(), str(tmp_path))
     text = (tmp_path / "report.html").read_text("utf-8")
@@ -165,10 +177,6 @@ def spread(key: str, how: Callable[[list[float]], float]) -> Rule:
     return lambda runs, _: how(values(runs))
 
 
-def stdev(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def against(runs: list[Line], row: list[Field]) -> float:
     cold = [r for r in runs if (r["method"], r["state"]) == ("read", "cold")]
     mine = [r for r in runs if (r["method"], r["state"]) == method_of(row)]
@@ -216,7 +224,7 @@ RULES: dict[str, Rule] = {
             "mean": statistics.fmean,
             "least": min,
             "greatest": max,
-            "standard deviation": stdev,
+            "standard deviation": statistics.stdev,
         }.items()
     },
     "median of cpu_seconds": spread("cpu_seconds", MEDIAN),

@@ -26,6 +26,7 @@ from stager.core.bench.page_parts import (
 from stager.core.bench.page_style import STYLE
 from stager.core.bench.page_tables import LOADS, Results
 from stager.core.bench.reports import COLD, BenchResults, BenchRun, BenchStorage
+from stager.core.bench.stats import amounts_differ
 from stager.core.bench.svg import escaped, seconds_text
 from stager.core.units import count, format_duration
 
@@ -104,9 +105,9 @@ def _opening(results: Results) -> list[Block]:
         for number, why in ((summary.disturbed, "thrown away as disturbed"), (summary.failed, "failed"))
         if number
     ]
-    blocks: list[Block] = [
-        f"{'; '.join([several, *left])}; {took}. Every number says the runs it comes from, and each run is a JSON line at the end."
-    ]
+    named = "Every number names the runs it comes from, in its row or above its table; those of the first table stand in the tables after it."
+    runs = "Each run is a JSON line at the end."
+    blocks: list[Block] = [f"{'; '.join([several, *left])}; {took}. {named} {runs}"]
     if summary.ended:
         blocks.append(
             f"It ended early: {summary.ended}. Cells may have fewer rounds than asked for, or none."
@@ -115,6 +116,10 @@ def _opening(results: Results) -> list[Block]:
         quick = " (--quick)" if summary.quick else ""
         blocks.append(
             f"Only a part of the files was read{quick}; how much, is said of each storage at the end."
+        )
+    if amounts_differ(summary.storages):
+        blocks.append(
+            "Different amounts are read of the storages: compare their throughputs, not their seconds."
         )
     return [*blocks, sweep.in_short(results) if results.sweeps else tables.in_short(results)]
 

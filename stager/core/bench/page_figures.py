@@ -10,6 +10,7 @@ from stager.core.bench.charts import Row
 from stager.core.bench.page_parts import Figure
 from stager.core.bench.page_tables import LOADS, Results, moments
 from stager.core.bench.reports import COLD, WARM, BenchCell, BenchRun
+from stager.core.bench.stats import amounts_differ
 from stager.core.bench.svg import seconds_text, size_text
 from stager.core.units import count, shown
 
@@ -17,9 +18,9 @@ _APART = 15  # times: slower storages than this would leave the others' bars wit
 
 
 def loads(results: Results, storage: str, name: str) -> Figure:
-    """Bars of every method with the fewest loaders; the same scale for all storages, unless one is far slower than another."""
+    """Bars of every method with the fewest loaders; the same scale for all storages, unless one is far slower than another, or they hold different amounts."""
     rows = _bars(results, storage)
-    own = _far_apart(results)
+    own = _far_apart(results) or amounts_differ(results.storages)
     others = [one.path for one in results.storages if one.path != storage and not own]
     like = [row for other in others for row in _bars(results, other)]
     scale = "Each storage has a scale of its own." if own else "The scale is the same for all storages."

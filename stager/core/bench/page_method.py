@@ -74,7 +74,8 @@ _RULES: tuple[Prose, ...] = (
         "anybody: by how much the counter grew that stands beside the storage below, or for a store what the fetch itself counted; ? where nothing counts them."
     ),
     (
-        "Throughput is the bytes that one loader reads by the median of the seconds. st. dev. is that of a sample (n - 1), 0 of a single value. "
+        "Throughput is the bytes that one loader reads by the median of the seconds. st. dev. is that of a sample (n - 1), - of a single value; "
+        "in the tables of several loaders it is over every loader of every round: how far loaders lie apart, not how well rounds repeat. "
         "Quartiles are interpolated between the two nearest values. Against read: the median of a cold read of the same bytes by as many loaders, "
         "divided by this median."
     ),

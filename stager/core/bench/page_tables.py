@@ -117,7 +117,11 @@ def _spread(spread: Spread, of: str, names: Sequence[str], runs: tuple[str, ...]
         "max": "greatest",
         "stdev": "standard deviation",
     }
-    return [seconds(getattr(spread, name), f"{words[name]} of {of}", runs) for name in names]
+    values = ((name, getattr(spread, name)) for name in names)
+    return [
+        Entry("-") if value is None else seconds(value, f"{words[name]} of {of}", runs)
+        for name, value in values
+    ]
 
 
 def _cell_rate(cell: BenchCell) -> Entry:

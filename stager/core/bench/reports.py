@@ -24,13 +24,13 @@ def step_before(method: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How some numbers lie. `stdev` is that of a sample (n - 1); 0 of a single number."""
+    """How some numbers lie. `stdev` is that of a sample (n - 1); None of a single number."""
 
     mean: float
     median: float
     min: float
     max: float
-    stdev: float
+    stdev: float | None
 
 
 @dataclass(frozen=True, slots=True)

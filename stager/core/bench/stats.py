@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING
 
-from stager.core.bench.reports import BenchCell, BenchRun, Spread
+from stager.core.bench.reports import BenchCell, BenchRun, BenchStorage, Spread
 
 if TYPE_CHECKING:
     from stager.core.bench.setting import Setting
@@ -22,7 +22,7 @@ def spread(values: Sequence[float]) -> Spread:
     low, high = min(values), max(values)
     # The sum of equal floats divided by their number can lie a hair outside of them.
     mean = min(high, max(low, fmean(values)))
-    return Spread(mean, median(values), low, high, stdev(values) if len(values) > 1 else 0.0)
+    return Spread(mean, median(values), low, high, stdev(values) if len(values) > 1 else None)
 
 
 def make_cell(
@@ -89,6 +89,12 @@ def runs_of(
     """Those of `runs` that belong to one cell, in their order."""
     key = (storage, file, method, state, loaders, setting)
     return [run for run in runs if run.key == key]
+
+
+def amounts_differ(storages: Sequence[BenchStorage]) -> bool:
+    """Whether so different amounts are read of `storages` that their seconds say nothing about each other."""
+    sizes = [storage.bytes for storage in storages]
+    return bool(sizes) and max(sizes) - min(sizes) > _AS_MANY * max(sizes)
 
 
 def times_as_fast(cell: BenchCell, than: BenchCell | None) -> float | None:

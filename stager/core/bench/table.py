@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stager.core.bench.plan import ENGINE, ENGINES, READ, measured_against
 from stager.core.bench.reports import COLD, BenchCell, BenchStorage, step_before
-from stager.core.bench.stats import times_as_fast
+from stager.core.bench.stats import amounts_differ, times_as_fast
 from stager.core.units import count, format_duration, format_size, shown
 
 _LOAD = {COLD: "cold"}
@@ -22,12 +22,13 @@ def seconds_text(seconds: float) -> str:
 
 
 def table(storages: Sequence[BenchStorage], cells: Sequence[BenchCell]) -> str:
-    """One block for each storage."""
-    return "\n\n".join(
-        _block(one, [cell for cell in cells if cell.storage == one.path])
-        for one in storages
-        if any(cell.storage == one.path for cell in cells)
-    )
+    """One block for each storage, and what is to be known before they are compared."""
+    measured = [one for one in storages if any(cell.storage == one.path for cell in cells)]
+    blocks = [_block(one, [cell for cell in cells if cell.storage == one.path]) for one in measured]
+    if amounts_differ(measured):
+        sizes = ", ".join(f"{shown(one.path)} {format_size(one.bytes)}" for one in measured)
+        blocks.append(f"different amounts are read ({sizes}): compare bytes/s, not seconds")
+    return "\n\n".join(blocks)
 
 
 def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
