@@ -102,6 +102,7 @@ def test_a_start_cold_with_warmed_files_and_after_warming(box: Box, port: int) -
     page = Path(box.path("report", "report.html")).read_text()
     assert "Starts of the engine" in page
     assert "time until curl" in page
+    assert "against engine" in page
     everything = done.out + "".join(Path(path).read_text() for path in files_below(box.path("report")))
     assert "hush" not in everything
     assert resident(*files_below(model)) == 0

@@ -24,7 +24,7 @@ RULE = (
     "A start of the engine begins with its process and ends when it is ready; CPU is what its process group had used by then. It is ended before the next run begins, and so "
     "are its children. One start that is not counted comes first, for the engine's own program, its libraries and what it compiles and keeps. "
     "Pages that are gone when an engine is ready do not make a run a disturbed one, for its own memory may have pushed them out: that is said instead. "
-    "Starts are held against a cold start, in the column named after read."
+    "Starts are held against a cold start, also where that column is named after read."
 )
 
 
@@ -54,7 +54,7 @@ def _table(results: Results) -> Table:
         "median",
         "before it",
         "the engine's own",
-        "from device",
+        "from below",
         "times as fast",
     )
     rows: list[tuple[Entry | Runs, ...]] = []

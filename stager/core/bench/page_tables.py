@@ -197,7 +197,13 @@ def loads(results: Results, storage: str, name: str) -> Table:
             fields = _spread(cell.seconds, "seconds", names, cell.runs)
             fields += [_cell_rate(cell), _cell_cpu(cell), _cell_device(cell), _times(results, cell)]
         rows.append((*_method(cell), *fields, *_counted(results, cell), Runs(cell.runs)))
-    return Table(name, (*columns, "against read", "rounds", "left out", "runs"), tuple(rows), 2)
+    return Table(name, (*columns, _against(results), "rounds", "left out", "runs"), tuple(rows), 2)
+
+
+def _against(results: Results) -> str:
+    """What the column of ratios is called: where nothing but starts has a reference, after that."""
+    only = READ not in results.summary.methods and results.summary.engine is not None
+    return "against engine" if only else "against read"
 
 
 def crowd(results: Results, storage: str, name: str) -> Table:

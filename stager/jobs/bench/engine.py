@@ -74,7 +74,10 @@ class Engine:
         """Raises `NotFound` for a program that is not there, `AnswerNo` where somebody listens at the URL already. Blocks."""
         program = placed(self.options.command, path)[0]
         if shutil.which(program, path=self.env.get("PATH")) is None:
-            raise NotFound(f"`{shown(program)}`: no such program", hint="write the command after `--`")
+            raise NotFound(
+                f"`{shown(program)}`: no such program",
+                hint="programs are looked for in PATH: give the whole path of another",
+            )
         if why := self._taken():
             raise AnswerNo(why, hint="stop that server, or give the engine and --ready-url another port")
 

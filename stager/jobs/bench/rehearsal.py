@@ -45,14 +45,15 @@ async def rehearse(trials: Trials, planned: Sequence[Trial], reporter: Reporter)
         where = shown(ground.storage.path)
         if took.failed and not trials.over:
             trials.refused[index] = last = f"the engine could not be started there: {took.failed}"
-            reporter.emit(Note("warning", "engine", f"{where}: {last}"))
+            if len(able) > 1:
+                reporter.emit(Note("warning", "engine", f"{where}: {last}"))
         elif not took.failed:
             text = f"{where}: a first start, which is not counted, took {format_duration(took.seconds)}"
             reporter.emit(Note("info", "engine", text))
     if able and all(index in trials.refused for index in able):
         raise AnswerNo(
             last.replace(" there:", ":"),
-            hint="try the command by itself; give it longer with --engine-timeout",
+            hint="try the command by itself, or give it longer with --engine-timeout",
         )
 
 
