@@ -87,8 +87,14 @@ class Sweep:
         return patience(min(took), quick=self.quick) if took and trial.setting is not None else None
 
     def _owed(self, planned: Sequence[Trial]) -> list[Trial]:
-        """What is to be measured once more: settings near the best by what is known now, and with them what warm does by itself."""
-        near = worth_another([self._cell(trial) for trial in planned])
+        """What is to be measured once more: settings that are near the best or even with it by what is known now, and what warm does by itself."""
+        cells = [self._cell(trial) for trial in planned]
+        near = worth_another(cells)
+        if cells:
+            found = judge(self.trials.grounds[planned[0].storage].storage, cells, self.trials.runs, ())
+            near += [
+                one.setting for one in (found.best, *found.even) if one and one.setting and not found.assumed
+            ]
         wanted = [trial for trial in planned if trial.setting is None or trial.setting in near]
         return [trial for trial in wanted if self._tried[trial] < self.rounds]
 
