@@ -113,6 +113,18 @@ def test_a_second_load_by_hand_finds_everything(box: Box) -> None:
     assert re.findall(r"(?:, read|nothing read)", said) == [", read", "nothing read"], said
 
 
+def test_a_setting_of_a_sweep_is_warmed_by_hand(box: Box) -> None:
+    path = box.model(size=8 << 20, shards=2)
+    words = ["--sweep", "--sweep-lanes", "2", "--sweep-spans", "2MiB"]
+    said = typed(box, told_apart(commands(measured(box, path, *words))))
+    size = sum(os.path.getsize(one) for one in files_below(path))
+    plain, tuned = said.split(MARK)[1:]
+    assert "by_warm -P 2 --span 2MiB --no-adapt" in tuned
+    for line in (plain, tuned):
+        counted = [one for one in line.splitlines() if one.endswith(" resident")]
+        assert counted == ["0 bytes resident", f"{size} bytes resident"]
+
+
 def test_a_part_of_a_file_is_read_by_hand_too(box: Box) -> None:
     from dataclasses import replace
 

@@ -193,8 +193,21 @@ def _commands(part: int | None) -> dict[str, str]:
     }
 
 
+def _swept(results: Results, storage: BenchStorage) -> list[Block]:
+    """What warming does by itself, and the best setting."""
+    best = next((sweep.best for sweep in results.sweeps if sweep.storage == storage.path), None)
+    words = (
+        f" {shlex.join(best.setting.words)}" if best and best.setting else " -P 16 --span 64MiB --no-adapt"
+    )
+    text = "Each line makes the files cold and warms them: without a setting, and with one; any other setting likewise. Their seconds are those of the report."
+    warm = f'by_warm() {{ xargs -0 stager warm {_EXACTLY} "$@" < "$D/files"; }}'
+    return [text, Code((warm, "cold; time by_warm", f"cold; time by_warm{words}"))]
+
+
 def _lines(results: Results, storage: BenchStorage) -> list[Block]:
-    """Every method's line: made cold, then run twice, which are the cold run and the second load."""
+    """Every method's line: made cold, then run twice, which are the cold run and the second load; for a sweep cold runs alone."""
+    if results.sweeps:
+        return _swept(results, storage)
     used, most = results.summary.methods, max(results.summary.loaders, default=1)
     to = results.summary.to if SAFETENSORS in used else ""
     first = {_FIRST.get(name, name) for name in used}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from statistics import median
 
 from stager.core.bench import sweep_chart
+from stager.core.bench.page_by_hand import by_hand
 from stager.core.bench.page_parts import (
     Block,
     Bullets,
@@ -19,6 +19,7 @@ from stager.core.bench.page_parts import (
     Runs,
     Table,
 )
+from stager.core.bench.page_proof import PROOF
 from stager.core.bench.page_tables import Results, rate, seconds, size
 from stager.core.bench.reports import BenchCell
 from stager.core.bench.setting import Setting
@@ -35,14 +36,11 @@ _RULES: tuple[Prose, ...] = (
         "Every run is the command ",
         Mono("stager warm"),
         (
-            " as a fresh process, from its start to its end: the program, a look at the files, the reading, the proof that every page is resident. All but "
+            " as a fresh process on cold files, from its start to its end: the program, a look at the files, the reading, the proof that every page is resident. All but "
             "the reading takes as long with every setting, and weighs the more the smaller the model is."
         ),
     ),
-    (
-        "Every run is from cold: before it nothing of the files is in the page cache, after it all is. Both are proven by asking the kernel about every "
-        "page. A run of which pages are gone at its end was disturbed by somebody: it is thrown away, counted, and made again."
-    ),
+    *PROOF,
     (
         "A setting is a number of lanes (",
         Mono("-P"),
@@ -57,11 +55,11 @@ _RULES: tuple[Prose, ...] = (
     ),
     (
         "One read of all files comes first and counts nowhere, then a run without a setting, then every setting once, in an order that jumps through the grid. "
-        "A run that takes three times as long as the fastest so far is stopped, but not before 60 s (5 s with --quick). What a daemon or a server keeps behind the page cache may make later runs faster than earlier ones; "
-        "the order sees to it that this favours no span size and no number of lanes."
+        "A run that takes three times as long as the fastest so far is stopped, but not before 60 s (5 s with --quick). What a daemon or a server "
+        "keeps behind the page cache may make later runs faster than earlier ones; the order sees to it that this favours no span size and no number of lanes."
     ),
     (
-        "What is near the best is measured again, and with it the run that has no setting, in turns, every second time backwards: the three fastest within 25 % "
+        "What is near the best or even with it is measured again, and with it the run that has no setting, in turns, every second time backwards: the three fastest within 25 % "
         "of the best, and the two gentlest within 10 %. The others are measured once, which says about where they lie and no more: they cannot become the best."
     ),
     (
@@ -146,26 +144,7 @@ def method(results: Results) -> list[Block]:
         Bullets((*_RULES, rounds)),
         Heading(3, "Each number by hand"),
     ]
-    for sweep in results.sweeps[:1]:
-        name = shlex.quote(shown(sweep.storage))
-        setting = f" {sweep.best.setting} --no-adapt" if sweep.best else ""
-        listed += [
-            (
-                "Make it cold, and look (",
-                Mono("stager status"),
-                " must say 0 % by cachestat or mincore); then one setting, and what warming does by itself after making it cold again.",
-            ),
-            Code(
-                (
-                    f"stager evict {name}",
-                    f"stager status {name}",
-                    f"time stager warm {name}{setting}",
-                    f"stager evict {name}",
-                    f"time stager warm {name}",
-                )
-            ),
-        ]
-    return listed
+    return [*listed, *by_hand(results)]
 
 
 def _figure(results: Results, sweep: BenchSweep, cells: Sequence[BenchCell], name: str) -> Figure:
