@@ -57,10 +57,18 @@ for (const chart of document.querySelectorAll("svg.chart")) {
 }
 for (const cell of document.querySelectorAll("td, th"))
   if (cell.scrollWidth > cell.clientWidth + 1) bad.push("wider than its cell: " + name(cell));
-for (const block of document.querySelectorAll("h1, h2, h3, p, li, figcaption, svg.chart, .table"))
-  if (seen(block) && box(block)[2] > innerWidth + 1) bad.push("wider than the page: " + name(block));
 const light = colour => { const c = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255).map(v => v <= 0.04 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
+const ratio = (a, b) => { const one = light(a), two = light(b); return (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05); };
+const stroke = mark => getComputedStyle(mark).stroke;
+for (const mark of document.querySelectorAll("line.whisker")) {
+  if (!mark.parentElement.querySelector("rect")) continue;
+  const at = name => mark.getAttribute(name);
+  const under = [...mark.parentElement.querySelectorAll("line.whisker-edge")].find(edge => ["x1", "y1", "x2", "y2"].every(n => edge.getAttribute(n) === at(n)));
+  if (!under || ratio(stroke(mark), stroke(under)) < 4.5) bad.push("whisker lost in its bar: " + name(mark.parentElement));
+}
+for (const block of document.querySelectorAll("h1, h2, h3, p, li, figcaption, svg.chart, .table"))
+  if (seen(block) && box(block)[2] > innerWidth + 1) bad.push("wider than the page: " + name(block));
 const paper = light(getComputedStyle(document.body).backgroundColor);
 const contrast = colour => { const one = light(colour); return (Math.max(one, paper) + 0.05) / (Math.min(one, paper) + 0.05); };
 for (const word of document.querySelectorAll("p, td, th, a, figcaption"))
@@ -186,6 +194,7 @@ def test_what_is_wrong_is_seen(tmp_path: Path, realistic: Path) -> None:
         "outside its chart": {"font: 12px system-ui": "font: 24px system-ui"},
         "small letters": {"max-width: 100%; height: auto": "max-width: 600px; height: auto"},
         "pale": {"--muted: #57606a": "--muted: #c0c0c0"},
+        "whisker": {".whisker-edge { stroke: var(--paper)": ".whisker-edge { stroke: var(--cold)"},
         "wider than the page": {
             "svg.chart { display: block; max-width: 100%": "svg.chart { display: block; min-width: 1500px"
         },

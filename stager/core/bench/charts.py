@@ -64,9 +64,11 @@ def bars(
         low, high = frame.at(min(row.values)), frame.at(max(row.values))
         if high > low:
             middle = y + _BAR / 2
-            canvas.line(low, middle, high, middle, "whisker")
-            canvas.line(low, middle - 3, low, middle + 3, "whisker")
-            canvas.line(high, middle - 3, high, middle + 3, "whisker")
+            ends = ((x, middle - 3, x, middle + 3) for x in (low, high))
+            strokes = ((low, middle, high, middle), *ends)
+            for css in ("whisker-edge", "whisker"):  # the edge keeps it apart from the bar that it lies on
+                for stroke in strokes:
+                    canvas.line(*stroke, css)
         return max(high, frame.left + end)
 
     return _rows(rows, mark, width=width, name=name, axis=axis, label=label, like=like, boxes=True)

@@ -11,6 +11,7 @@ main { max-width: 1120px; margin: 0 auto; padding: 24px 20px 64px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 8px 0 12px; }
 h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid var(--rule); }
 h3 { font-size: 16px; margin: 26px 0 8px; }
+p:has(+ figure), p:has(+ .table) { break-after: avoid; }
 h2, h3 { break-after: avoid; overflow-wrap: anywhere; line-height: 1.3; }
 p, li { max-width: 88ch; overflow-wrap: anywhere; }
 a { color: var(--link); }
@@ -40,6 +41,7 @@ svg a { text-decoration: none; }
 .grid { stroke: var(--rule); }
 .base { stroke: var(--muted); }
 .whisker { stroke: var(--ink); stroke-width: 1.3; }
+.whisker-edge { stroke: var(--paper); stroke-width: 4; }
 .cold-bar { fill: var(--cold); }
 .second-bar { stroke: var(--edge); stroke-width: 1; }
 .second-hatch { stroke: var(--second); stroke-width: 5; }
@@ -73,6 +75,10 @@ svg a { text-decoration: none; }
 @media screen and (max-width: 720px) {
   main { padding: 12px 14px 48px; }
   td.runs { white-space: nowrap; }
+  #in-short td:first-child { min-width: 7em; }
+  #in-short .n { white-space: normal; min-width: 5em; }
+  .table { background: linear-gradient(var(--paper), var(--paper)) right / 28px 100% no-repeat local,
+    linear-gradient(to left, var(--box), transparent) right / 14px 100% no-repeat scroll; }
   svg.wide { display: none; }
   svg.narrow { display: block; }
 }
@@ -84,7 +90,8 @@ svg a { text-decoration: none; }
   a { color: inherit; text-decoration: none; }
   .table { overflow: visible; }
   table { font-size: 6.8pt; }
-  th, td { padding-right: 4px; }
+  th, td { padding-right: 6px; }
+  #in-short th, #in-short td { padding-right: 10px; white-space: normal; }
   [id^="within-"] code, [id^="files-"] code { white-space: normal; overflow-wrap: anywhere; }
   figcaption { font-size: 8.5pt; }
   td.runs { font-size: 6pt; min-width: 5em; }

@@ -294,14 +294,15 @@ def files_within(results: Results, storage: str, name: str) -> Table:
 
 def in_short(results: Results) -> Table:
     """A line a storage: reading one file after the other, the fastest load from cold, and the fastest second one; a load is one of `ENDING_MAPPED`."""
+    # The answer comes first: a narrow screen shows the first columns.
     columns = (
         "storage",
-        "filesystem",
-        "bytes",
         "read, cold",
         "fastest cold load",
         "throughput",
         "fastest second load",
+        "bytes",
+        "filesystem",
     )
     rows: list[tuple[Entry | Runs, ...]] = []
     for storage in results.storages:
@@ -311,15 +312,15 @@ def in_short(results: Results) -> Table:
         rows.append(
             (
                 Entry(Mono(storage.path)),
-                Entry(Mono(storage.filesystem)),
-                size(storage.bytes, "bytes of the storage in the line of type bench", ()),
                 _median(plain),
                 _median(cold, named=True),
                 _cell_rate(cold) if cold else _UNKNOWN,
                 _median(second, named=True),
+                size(storage.bytes, "bytes of the storage in the line of type bench", ()),
+                Entry(Mono(storage.filesystem)),
             )
         )
-    return Table("in-short", columns, tuple(rows), 2)
+    return Table("in-short", columns, tuple(rows))
 
 
 def _fastest(cells: list[BenchCell]) -> BenchCell | None:
