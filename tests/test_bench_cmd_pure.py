@@ -32,7 +32,8 @@ from stager.core.bench.plan import (
 )
 from stager.core.bench.reports import BenchRun, BenchStorage
 from stager.core.bench.stats import make_cell, runs_of, spread, times_as_fast
-from stager.core.bench.table import seconds_text, table
+from stager.core.bench.table import table
+from stager.core.bench.wording import seconds_text, times_text
 from stager.core.errors import UsageError
 from stager.core.formats import safetensors
 from stager.core.formats.source import Head
@@ -252,10 +253,39 @@ def test_storages_of_different_amounts_are_not_compared_without_a_word() -> None
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0123, "0.012s"), (1.239, "1.24s"), (9.999, "10.0s"), (38.06, "38.1s"), (250.0, "4m10s")],
+    [
+        (0.0, "0.00s"),
+        (0.000369, "0.000369s"),
+        (0.0123, "0.0123s"),
+        (0.09996, "0.100s"),
+        (1.239, "1.24s"),
+        (9.999, "10.0s"),
+        (38.06, "38.1s"),
+        (99.94, "99.9s"),
+        (250.0, "4m10s"),
+    ],
 )
 def test_seconds_have_three_places(value: float, text: str) -> None:
     assert seconds_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00334, "0.0033x"),
+        (0.206, "0.21x"),
+        (0.999, "1.0x"),
+        (2.84, "2.8x"),
+        (99.4, "99.4x"),
+        (103.2, "103x"),
+    ],
+)
+def test_a_comparison_is_never_nothing(value: float, text: str) -> None:
+    assert times_text(value) == text
+
+
+def test_a_run_is_told_in_the_words_of_the_table() -> None:
+    assert run(0.0271, state="warm").text() == "r001  /m: read, second, 1 loader: 0.0271s (36.0 KiB/s)"
 
 
 def test_mount_options_are_shown_without_secrets() -> None:

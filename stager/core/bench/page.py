@@ -24,10 +24,11 @@ from stager.core.bench.page_parts import (
     escaped_lines,
 )
 from stager.core.bench.page_style import STYLE
-from stager.core.bench.page_tables import LOADS, Results
+from stager.core.bench.page_tables import Results
 from stager.core.bench.reports import COLD, BenchResults, BenchRun, BenchStorage
 from stager.core.bench.stats import amounts_differ
 from stager.core.bench.svg import escaped, seconds_text
+from stager.core.bench.wording import LOADS
 from stager.core.units import count, format_duration
 
 LINES = "results.jsonl"

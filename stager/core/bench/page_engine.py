@@ -6,10 +6,11 @@ import shlex
 from statistics import median
 
 from stager.core.bench.page_parts import Block, Code, Entry, Heading, Mono, Prose, Runs, Table
-from stager.core.bench.page_tables import LOADS, Results, seconds, size
+from stager.core.bench.page_tables import Results, seconds, size
 from stager.core.bench.plan import ENGINE, ENGINES, FETCH_ENGINE, WARM_ENGINE
 from stager.core.bench.reports import COLD, BenchCell
 from stager.core.bench.stats import times_as_fast
+from stager.core.bench.wording import LOADS
 from stager.core.units import format_duration, shown
 
 WHAT: dict[str, Prose] = {

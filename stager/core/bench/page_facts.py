@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from stager.core.bench.page_parts import Entry, Mono, Runs, Table
-from stager.core.bench.page_tables import LOADS, Results
+from stager.core.bench.page_tables import Results
 from stager.core.bench.reports import COLD, BenchStorage
+from stager.core.bench.wording import LOADS
 from stager.core.units import format_size
 
 

@@ -8,10 +8,11 @@ from statistics import median
 from stager.core.bench import charts as bench_charts
 from stager.core.bench.charts import Row
 from stager.core.bench.page_parts import Figure
-from stager.core.bench.page_tables import LOADS, Results, moments
+from stager.core.bench.page_tables import Results, moments
 from stager.core.bench.reports import COLD, WARM, BenchCell, BenchRun
 from stager.core.bench.stats import amounts_differ
 from stager.core.bench.svg import seconds_text, size_text
+from stager.core.bench.wording import LOADS
 from stager.core.units import count, shown
 
 _APART = 15  # times: slower storages than this would leave the others' bars without a visible length

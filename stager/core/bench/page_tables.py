@@ -12,8 +12,8 @@ from stager.core.bench.plan import ENDING_MAPPED, ENGINES, FETCH, READ, WARMING,
 from stager.core.bench.reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
 from stager.core.bench.stats import times_as_fast
 from stager.core.bench.svg import seconds_text, size_text
+from stager.core.bench.wording import LOADS
 
-LOADS = {True: "cold", False: "second"}  # what a state is called, by whether it is cold
 MOST_FILES = 40  # rows of a table of files
 MOST_POINTS = 24  # rows of a table of a run over time
 _UNKNOWN = Entry("")

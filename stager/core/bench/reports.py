@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from stager.core.bench.wording import LOADS, seconds_text
 from stager.core.events import Event
 from stager.core.units import count, format_duration, format_size, shown
 
@@ -118,15 +119,17 @@ class BenchRun(Event):
     def text(self) -> str:
         """One line."""
         method = f"{self.method} {self.setting}" if self.setting else self.method
-        what = f"{shown(self.storage)}: {method}, {self.state}, {count(self.loaders, 'loader')}"
+        what = (
+            f"{shown(self.storage)}: {method}, {LOADS[self.state == COLD]}, {count(self.loaders, 'loader')}"
+        )
         if self.file:
             what += f", {shown(self.file)}"
         if self.failed:
             return f"{self.run}  {what}: failed: {self.failed}"
         rate = f" ({format_size(self.bytes / self.seconds)}/s)" if self.seconds > 0 else ""
-        took = f"{format_duration(self.seconds)}{rate}"
+        took = f"{seconds_text(self.seconds)}{rate}"
         if self.before_seconds:
-            took += f", {format_duration(self.before_seconds)} of it {step_before(self.method)}"
+            took += f", {seconds_text(self.before_seconds)} of it {step_before(self.method)}"
         if self.caveat:
             took += f", {self.caveat}"
         return f"{self.run}  {what}: {took}" + (f", thrown away: {self.reason}" if self.disturbed else "")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from stager.core.bench.reports import BenchCell, BenchStorage
 from stager.core.bench.setting import Setting
 from stager.core.bench.sweep import TOO_SLOW
-from stager.core.bench.table import head, reasons, seconds_text
+from stager.core.bench.table import head, reasons
+from stager.core.bench.wording import seconds_text
 from stager.core.plan import span_text
 from stager.core.units import format_size
 

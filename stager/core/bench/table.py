@@ -7,18 +7,8 @@ from collections.abc import Sequence
 from stager.core.bench.plan import ENGINE, ENGINES, READ, measured_against
 from stager.core.bench.reports import COLD, BenchCell, BenchStorage, step_before
 from stager.core.bench.stats import amounts_differ, times_as_fast
-from stager.core.units import count, format_duration, format_size, shown
-
-_LOAD = {COLD: "cold"}
-
-
-def seconds_text(seconds: float) -> str:
-    """`seconds` with three significant places: ``0.012s``, ``1.24s``, ``38.1s``, ``4m10s``."""
-    if seconds < 0.1:
-        return f"{seconds:.3f}s"
-    if seconds < 9.995:
-        return f"{seconds:.2f}s"
-    return f"{seconds:.1f}s" if seconds < 99.95 else format_duration(seconds)
+from stager.core.bench.wording import LOADS, seconds_text, times_text
+from stager.core.units import count, format_size, shown
 
 
 def table(storages: Sequence[BenchStorage], cells: Sequence[BenchCell]) -> str:
@@ -65,9 +55,7 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
         if size < storage.bytes
     ]
     lines += [_of_it(cell) for cell in cells if cell.method in ENGINES and cell.before_seconds]
-    lines += [
-        f"  {cell.method} {_LOAD.get(cell.state, 'second')}: {cell.caveat}" for cell in cells if cell.caveat
-    ]
+    lines += [f"  {cell.method} {LOADS[cell.state == COLD]}: {cell.caveat}" for cell in cells if cell.caveat]
     lines += [f"  not measured: {line}" for line in reasons(storage, cells)]
     return "\n".join(lines)
 
@@ -102,9 +90,9 @@ def _row(cells: list[BenchCell], file: str, method: str, state: str, loaders: li
     }
     first = next((mine[number] for number in loaders if number in mine and mine[number].seconds), None)
     label = f"{method} {shown(file)}" if file else method
-    load = _LOAD.get(state, "second")
+    load = LOADS[state == COLD]
     rate = f"{format_size(first.throughput)}/s" if first is not None and first.throughput else ""
-    cpu = f"{first.cpu_seconds:.2f}s" if first is not None and first.cpu_seconds is not None else ""
+    cpu = seconds_text(first.cpu_seconds) if first is not None and first.cpu_seconds is not None else ""
     below = format_size(first.device_bytes) if first is not None and first.device_bytes is not None else ""
     return [label, load, *(_figure(cells, mine.get(number)) for number in loaders), rate, cpu, below]
 
@@ -116,19 +104,13 @@ def _figure(cells: list[BenchCell], cell: BenchCell | None) -> str:
         return "unknown"
     base = (cell.storage, cell.file, measured_against(cell.method), COLD, cell.loaders, None)
     times = times_as_fast(cell, next((one for one in cells if one.key == base), None))
-    return f"{seconds_text(cell.seconds.median)} {_times(times):>5}"
+    return f"{seconds_text(cell.seconds.median)} {'' if times is None else times_text(times):>5}"
 
 
 def _of_it(cell: BenchCell) -> str:
     """How much of a start is the step before it."""
-    what = f"{cell.method} {_LOAD.get(cell.state, 'second')}"
+    what = f"{cell.method} {LOADS[cell.state == COLD]}"
     return f"  {what}: {seconds_text(cell.before_seconds or 0.0)} of it is {step_before(cell.method)}"
-
-
-def _times(times: float | None) -> str:
-    if times is None:
-        return ""
-    return f"{times:.1f}x" if times < 99.5 else f"{times:.0f}x"
 
 
 def reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
@@ -136,7 +118,7 @@ def reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
     about: dict[str, list[str]] = {}
     for cell in cells:
         if cell.unmeasured:
-            what = f"{cell.method} {_LOAD.get(cell.state, 'second')}"
+            what = f"{cell.method} {LOADS[cell.state == COLD]}"
             about.setdefault(cell.unmeasured, [])
             if what not in about[cell.unmeasured]:
                 about[cell.unmeasured].append(what)
