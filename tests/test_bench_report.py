@@ -116,8 +116,31 @@ def test_storages_of_different_amounts_have_scales_of_their_own_and_it_is_said(t
     for name, results in (("same", whole), ("other", other)):
         write_report(results, str(tmp_path / name))
         text = (tmp_path / name / "report.html").read_text("utf-8")
-        seen.append(("Different amounts are read" in text, "a scale of its own" in text))
-    assert seen == [(False, False), (True, True)]
+        seen.append(
+            ("Different amounts are read" in text, "a scale of its own" in text, 'id="compared"' not in text)
+        )
+    assert seen == [(False, False, False), (True, True, True)]
+
+
+def test_the_first_chart_has_the_numbers_of_the_first_table(tmp_path: Path) -> None:
+    results = bench_samples.realistic()
+    write_report(results, str(tmp_path / "three"))
+    text = (tmp_path / "three" / "report.html").read_text("utf-8")
+    (figure,) = re.findall(r'<figure id="compared">.*?</figure>', text, re.DOTALL)
+    wide = figure.split("</svg>")[0]
+    drawn = re.findall(r'class="(?:head halo|says)">([^<]+)</text>', wide)
+    (grid,) = [grid for grid in page_of(tmp_path / "three").grids if grid.id == "in-short"]
+    columns = [
+        grid.columns.index(name)
+        for name in ("storage", "read, cold", "fastest cold load", "fastest second load")
+    ]
+    words = [row[at][0].split(" by ") for row in grid.rows for at in columns if row[at][0]]
+    assert drawn == [one[0] for one in words]
+    methods = {one[1] for one in words if len(one) > 1}
+    assert methods <= set(re.findall(r'text-anchor="end">([^<]+)</text>', wide))
+    few = replace(results, summary=replace(results.summary, storages=results.summary.storages[:1]))
+    write_report(few, str(tmp_path / "one"))
+    assert '<figure id="compared">' not in (tmp_path / "one" / "report.html").read_text("utf-8")
 
 
 def test_what_paths_say_is_no_markup(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Row:
     """A row of a chart: `values` in seconds, all that were measured; none: `says` says why, in place of a mark.
 
     `label` stands on the left, `says` on the right of the mark; `first` rows begin a group. `title` has the figures in words, `link` names an element
-    of the page.
+    of the page. A `head` is a line of words, its `label`, above the rows that follow.
     """
 
     label: str
@@ -38,6 +38,7 @@ class Row:
     second: bool = False
     link: str = ""
     first: bool = True
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _rows(
     marked = [row for row in together if row.values]
     longest = max((max(row.values) for row in marked), default=1.0)
     scale = ticks(longest, 6 if width > 500 else 3)
-    left = min(width * 0.42, max((width_of(row.label) for row in together), default=0) + 12)
+    left = min(width * 0.42, max((width_of(row.label) for row in together if not row.head), default=0) + 12)
     right = max((width_of(row.says) for row in marked), default=0) + 12
     frame = _Frame(left, max(40.0, width - left - right), scale[-1])
     places, bottom = _places(rows, _HEAD)
@@ -122,6 +123,9 @@ def _rows(
     _legend(canvas, rows, f"hatch-{name}", boxes=boxes)
     for row, y in zip(rows, places, strict=True):
         base = y + _BAR - 2
+        if row.head:
+            canvas.text(0, base, clipped(row.label, width), css="head halo")
+            continue
         canvas.text(left - 8, base, clipped(row.label, left - 8), anchor="end")
         canvas.begin(row.title, row.link)
         if row.values:

@@ -122,7 +122,9 @@ def _opening(results: Results) -> list[Block]:
         blocks.append(
             "Different amounts are read of the storages: compare their throughputs, not their seconds."
         )
-    return [*blocks, sweep.in_short(results) if results.sweeps else tables.in_short(results)]
+    if results.sweeps:
+        return [*blocks, sweep.in_short(results)]
+    return [*blocks, tables.in_short(results), *figures.compared(results)]
 
 
 def _places(results: Results) -> list[tuple[int, BenchStorage]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 
 from stager.core.bench import charts as bench_charts
 from stager.core.bench.charts import Row
 from stager.core.bench.page_parts import Figure
-from stager.core.bench.page_tables import Results, moments
+from stager.core.bench.page_tables import Results, headline, moments
 from stager.core.bench.reports import COLD, WARM, BenchCell, BenchRun
 from stager.core.bench.stats import amounts_differ
 from stager.core.bench.svg import seconds_text, size_text
@@ -16,6 +17,37 @@ from stager.core.bench.wording import LOADS
 from stager.core.units import count, shown
 
 _APART = 15  # times: slower storages than this would leave the others' bars without a visible length
+
+
+def compared(results: Results) -> list[Figure]:
+    """The storages on one scale: the cold read and the fastest loads of each. None where fewer than two have a number, or so different amounts."""
+    if amounts_differ(results.storages):
+        return []
+    rows: list[Row] = []
+    for storage in results.storages:
+        mine = [
+            replace(_bar(results, cell, first=True), first=False)
+            for cell in headline(results, storage)
+            if cell
+        ]
+        if mine:
+            rows += [Row(storage.path, (), "", "", head=True), *mine]
+    if sum(row.head for row in rows) < 2:
+        return []
+    caption = (
+        "All storages on one scale, each with the cold read, the fastest cold load, and the fastest second load; bars are medians of the rounds, whiskers the fastest and the slowest. "
+        "A load ends with every page of the tensors touched in a process, and may begin with a command that brings them into the page cache."
+    )
+    label = "loading times of the storages beside each other"
+    return [
+        Figure(
+            "compared",
+            caption,
+            lambda width, id_: bench_charts.bars(
+                rows, width=width, name=id_, axis="median of the rounds", label=label
+            ),
+        )
+    ]
 
 
 def loads(results: Results, storage: str, name: str) -> Figure:

@@ -34,6 +34,7 @@ svg.chart { display: block; max-width: 100%; height: auto; font: 12px system-ui,
 svg.narrow { display: none; }
 svg text { fill: var(--ink); }
 svg text.muted { fill: var(--muted); }
+svg .head { font-weight: 600; }
 svg .says { font-variant-numeric: tabular-nums; }
 svg a { text-decoration: none; }
 .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }

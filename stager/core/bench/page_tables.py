@@ -306,9 +306,7 @@ def in_short(results: Results) -> Table:
     )
     rows: list[tuple[Entry | Runs, ...]] = []
     for storage in results.storages:
-        cells = [c for c in results.whole(storage.path) if c.loaders == results.least and c.seconds]
-        plain = next((c for c in cells if c.method == READ and c.state == COLD), None)
-        cold, second = (_fastest([c for c in cells if (c.state == COLD) == now]) for now in (True, False))
+        plain, cold, second = headline(results, storage)
         rows.append(
             (
                 Entry(Mono(storage.path)),
@@ -321,6 +319,16 @@ def in_short(results: Results) -> Table:
             )
         )
     return Table("in-short", columns, tuple(rows))
+
+
+def headline(
+    results: Results, storage: BenchStorage
+) -> tuple[BenchCell | None, BenchCell | None, BenchCell | None]:
+    """The cold read, the fastest load from cold, and the fastest second load, with the fewest loaders; None where there is none."""
+    cells = [c for c in results.whole(storage.path) if c.loaders == results.least and c.seconds]
+    plain = next((c for c in cells if c.method == READ and c.state == COLD), None)
+    cold, second = (_fastest([c for c in cells if (c.state == COLD) == now]) for now in (True, False))
+    return plain, cold, second
 
 
 def _fastest(cells: list[BenchCell]) -> BenchCell | None:
