@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stager.core.units import MIB, count, format_size
+from stager.core.units import MIB, format_size
 
 _LITTLE = 0.001  # of the model: this much may come from below in a second load
 _LITTLE_OF_LOADERS = MIB  # or so much, of a small model: it takes milliseconds from any storage
@@ -25,25 +25,19 @@ _WAITS_PER_BYTE = 1 / (2 * MIB)  # each call may ask for attributes; missing pag
 class Usage:
     """What the kernel counted for the processes of a run.
 
-    `cpu` seconds; `charged`: bytes that they had a block device read (``ru_inblock``; 0 too where nothing charges them, as on FUSE); `waits`: how often
-    they slept of their own accord (``ru_nvcsw``), as one that waits for storage does.
+    `cpu` seconds; `charged`: bytes that they had a block device read (``ru_inblock``; 0 too where nothing charges them, as on FUSE).
     """
 
     cpu: float = 0.0
     charged: int = 0
-    waits: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         """Both together."""
-        return Usage(self.cpu + other.cpu, self.charged + other.charged, self.waits + other.waits)
+        return Usage(self.cpu + other.cpu, self.charged + other.charged)
 
     def __sub__(self, other: Usage) -> Usage:
         """What came after `other`; never less than nothing."""
-        return Usage(
-            max(0.0, self.cpu - other.cpu),
-            max(0, self.charged - other.charged),
-            max(0, self.waits - other.waits),
-        )
+        return Usage(max(0.0, self.cpu - other.cpu), max(0, self.charged - other.charged))
 
 
 def gone(resident: int, total: int) -> bool:
@@ -63,12 +57,11 @@ def not_from_memory(used: Usage, size: int, *, command: bool) -> str:
     return f"{format_size(used.charged)} had to be read from below: pages were dropped meanwhile"
 
 
-def waited(used: Usage, size: int, files: int, loaders: int) -> str:
-    """The same by how often `loaders` slept that each load `files` files of `size` bytes, where storage charges nobody."""
-    most = int(loaders * (_WAITS_PER_FILE * (1 + files) + _WAITS_PER_BYTE * size))
-    if used.waits <= most:
+def gone_meanwhile(least: int, total: int) -> str:
+    """Why this was no load from memory, by the least bytes that were resident at any look while it ran; empty when that were nearly all."""
+    if not gone(least, total):
         return ""
-    return f"it had to wait {count(used.waits, 'time')}, a load from memory at most {most}: pages were dropped meanwhile"
+    return f"{format_size(total - least)} of {format_size(total)} were not resident while it ran: pages were dropped, and read once more"
 
 
 def read_again(read: int, size: int) -> str:

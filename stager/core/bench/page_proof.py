@@ -27,15 +27,16 @@ PROOF: tuple[Prose, ...] = (
     ),
     (
         (
-            "FUSE daemons and servers charge nobody. There a second load must not wait for them: each loader may sleep 16 times for each file, and once more, and once "
-            "for each 2 MiB ("
+            "FUSE daemons and servers charge nobody. There the pages are counted every 20 ms while a second load runs, less often where that takes long, and 99 % "
+            "must be resident at each look ("
         ),
-        Mono("waits"),
-        ", ru_nvcsw of getrusage(2)); one without pages sleeps several times for each MiB. Of ",
+        Mono("resident_least"),
+        "); of ",
         Mono("stager warm"),
-        " its own count of what it read is held against 0.1 %. Not noticed there are pages that went and came within a run of ",
-        Mono("recipe"),
-        ", and what somebody else reads while a cold run is under way, which makes it look faster: no other reader may use those files then.",
+        (
+            " its own count of what it read must be as small as a charge. Not noticed there are pages that went and came between two looks, and what "
+            "somebody else reads while a cold run is under way, which makes it look faster: no other reader may use those files then."
+        ),
     ),
     (
         "A run that does not show this was disturbed: it is thrown away, counted with the reason, and made again, at most as often as there are rounds, or twice "

@@ -71,7 +71,8 @@ class BenchRun(Event):
     `timeline` has (seconds since the run began, bytes so far, lanes) of a run of ``stager warm`` or ``stager fetch``: first where it began to read, last
     where it had read all; what is before is its start, what comes after until `seconds` its proof and its end. `setting` is what ``stager warm`` was told in a
     sweep (a span of 0 is a whole file), None for what it does by itself; `pace` what came of it. `charged_bytes` are those that the run's own processes had
-    a block device read (``ru_inblock``), `waits` how often they slept of their own accord (``ru_nvcsw``); None for a run that was not begun.
+    a block device read (``ru_inblock``), None for a run that was not begun. `resident_least` are the least bytes that were resident at any
+    look while loaders or commands ran that were to find all of them; None where nobody looked, because the storage charges processes for what they read.
     """
 
     type: ClassVar[str] = "bench_run"
@@ -104,7 +105,7 @@ class BenchRun(Event):
     before_seconds: float = 0.0
     caveat: str = ""
     charged_bytes: int | None = None
-    waits: int | None = None
+    resident_least: int | None = None
 
     @property
     def key(self) -> Key:

@@ -168,7 +168,7 @@ class Children:
         if not pid:
             return None
         self._gone(child, os.waitstatus_to_exitcode(status))
-        used = Usage(usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512, usage.ru_nvcsw)
+        used = Usage(usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512)
         return child.returncode, used
 
     def _wait(self, child: subprocess.Popen[bytes], until: float | None) -> tuple[int, Usage]:

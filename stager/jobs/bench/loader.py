@@ -2,7 +2,7 @@
 
 It gets one job as JSON on stdin: ``how`` (``read``, ``mmap-names``, ``mmap-offsets``), ``files`` as [path, bytes to read of it or null]. It says
 ``{"ready": what it has used so far}``, begins when a second line comes, and ends with ``{"done": the monotonic clock, "files": [[bytes, seconds], ...],
-"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices, sleeps of its own accord. It is ended by the end of its stdin too.
+"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices. It is ended by the end of its stdin too.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def _line() -> bytes:
     return bytes(line)
 
 
-def _used() -> tuple[float, int, int]:
+def _used() -> tuple[float, int]:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime, used.ru_inblock * 512, used.ru_nvcsw
+    return used.ru_utime + used.ru_stime, used.ru_inblock * 512
 
 
 def _begin(voice: Voice) -> dict[str, Any]:

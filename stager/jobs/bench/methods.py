@@ -52,7 +52,7 @@ import json, os, resource, sys, time
 device = sys.argv[1]
 def used():
     now = resource.getrusage(resource.RUSAGE_SELF)
-    return now.ru_utime + now.ru_stime, now.ru_inblock * 512, now.ru_nvcsw
+    return now.ru_utime + now.ru_stime, now.ru_inblock * 512
 import torch
 from safetensors import safe_open
 torch.set_num_threads(1)  # threads that wait for each other at every tensor cost more than they copy; engines set this too
@@ -89,7 +89,7 @@ class Disturbed(Exception):
 class Took:
     """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for; `brought` are the bytes that a fetch counted itself.
 
-    `used` is what the kernel counted for all its processes, `loading` for its loaders alone (None without any; they may be `threaded`), `read` what
+    `used` is what the kernel counted for all its processes, `loading` for its loaders alone (None without any), `read` what
     ``stager warm`` says that it has read. `disturbed` says why it was not even begun.
     """
 
@@ -105,7 +105,6 @@ class Took:
     before: float = 0.0
     used: Usage | None = None
     loading: Usage | None = None
-    threaded: bool = False
     read: int | None = None
     disturbed: str = ""
 
@@ -225,7 +224,6 @@ class Methods:
         argv = [self.python, "-c", _SAFETENSORS, self.to] if how == SAFETENSORS else worker_command(_LOADER)
         loaded = self.children.load(argv, self.env, job, loaders, ready=ground.at_start, until=until)
         took = Took(loaded.seconds, loaded.each, loaded.cpu, used=loaded.used, loading=loaded.used)
-        took.threaded = how == SAFETENSORS and self.to == "cuda"
         took.size, took.files, took.failed = _files(files, loaded, ground, whole=how != SAFETENSORS)
         return took
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.bench import evidence
@@ -23,6 +22,7 @@ from stager.core.bench.reports import COLD
 from stager.core.model import Known
 from stager.core.units import format_size
 from stager.jobs.bench.methods import Disturbed
+from stager.jobs.bench.watch import Watch
 from stager.node import counters, pagecache, reclaim
 from stager.node.files import opened
 
@@ -39,15 +39,19 @@ _LOADERS = (READ, OFFSETS, NAMES, SAFETENSORS)
 class Proof:
     """Looks at the pages of `ground` when a run in `state` is to begin; `fill` reads everything once.
 
-    `resident` is what it found then, None as long as it has not looked.
+    `resident` is what it found then, None as long as it has not looked. Where `watching`, it looks on from the moment on at which all are resident, until `end`;
+    `least` is the least it found then, None where it did not.
     """
 
     ground: Ground
     state: str
     fill: Callable[[], object]
+    watching: bool
     resident: int | None = None
+    least: int | None = None
 
     def __post_init__(self) -> None:
+        self._watch: Watch | None = None
         self._drops = counters.cache_drops()
         self._delivered = self.ground.counter.read()
 
@@ -61,12 +65,14 @@ class Proof:
                 self.fill()
                 self.resident = counted(self.ground)
             self._all_there(self.resident)
+            self._look_on()
         self._delivered = self.ground.counter.read()
 
     def between(self) -> None:
         """The first step of a run, which warms, has ended. Raises `Disturbed` unless nearly everything is resident."""
         if why := self.after(counted(self.ground)):
             raise Disturbed(why)
+        self._look_on()
 
     def after(self, found: int | None) -> str:
         """What disturbed a run after which `found` bytes are resident; empty when nearly all are, as far as anybody can count."""
@@ -79,12 +85,23 @@ class Proof:
         """Whether anybody has dropped the whole page cache since."""
         return counters.cache_drops() > self._drops
 
-    def brought(self) -> int | None:
-        """By how much the counter of bytes from below has grown since the start; None when it is not known, or began anew."""
+    @property
+    def meanwhile(self) -> str:
+        """What disturbed a run by what was seen while it ran; empty when it had nearly everything all the time, or nobody looked."""
+        return "" if self.least is None else evidence.gone_meanwhile(self.least, self.ground.total)
+
+    def end(self) -> int | None:
+        """The run is over, however it went: by how much the counter of bytes from below has grown, None when it is not known, or began anew. Blocks for a moment."""
         now = self.ground.counter.read()
+        if self._watch is not None:
+            self.least, self._watch = self._watch.end(), None
         if now is None or self._delivered is None or now < self._delivered:
             return None
         return now - self._delivered
+
+    def _look_on(self) -> None:
+        if self.watching and self._watch is None and self.ground.counted:
+            self._watch = Watch(self.ground)
 
     def _nothing_there(self) -> None:
         if self.resident is None:
@@ -99,34 +116,22 @@ class Proof:
 
 
 def within(ground: Ground, trial: Trial, state: str, took: Took, *, charging: bool) -> str:
-    """What disturbed a run while it ran, by what the kernel counted for its processes; empty where nothing speaks against it.
+    """What disturbed a run while it ran, by what the kernel charged its processes for; empty where nothing speaks against it.
 
     `charging`: the storage charges processes for what they read from it.
     """
     if took.used is None or not ground.counted or trial.method not in (*_COMMANDS, *_LOADERS, *THEN_MMAP):
         return ""
-    size = ground.total
-    loaded = partial(_loaded, ground, took, trial, charging=charging)
-    if state == COLD:
-        why = evidence.not_from_below(took.used, stored(ground)) if charging else ""
-        return why or (loaded() if trial.method in THEN_MMAP else "")
-    why = evidence.not_from_memory(took.used, size, command=trial.method not in _LOADERS)
-    if took.read is not None:
-        why = why or evidence.read_again(took.read, size)
-    if trial.method == VMTOUCH and not charging:
-        why = why or evidence.waited(took.used, size, len(ground.files), 1)
-    return why or loaded()
-
-
-def _loaded(ground: Ground, took: Took, trial: Trial, *, charging: bool) -> str:
-    """The same of the loaders of a run, which were to find everything in memory."""
-    if took.loading is None:
-        return ""
-    size = ground.total
-    why = evidence.not_from_memory(took.loading, size, command=False)
-    if charging or (trial.method == SAFETENSORS and took.threaded):
-        return why
-    return why or evidence.waited(took.loading, size, len(ground.files), trial.loaders)
+    why = ""
+    if state == COLD and charging:
+        why = evidence.not_from_below(took.used, stored(ground))
+    elif state != COLD:
+        why = evidence.not_from_memory(took.used, ground.total, command=trial.method not in _LOADERS)
+        if took.read is not None:
+            why = why or evidence.read_again(took.read, ground.total)
+    if trial.method in THEN_MMAP and took.loading is not None:
+        why = why or evidence.not_from_memory(took.loading, ground.total, command=False)
+    return why
 
 
 def stored(ground: Ground) -> int:

@@ -129,18 +129,21 @@ class Trials:
 
     def _measure(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
         before = _chilled(ground) if state == COLD else self._filled(ground)
-        took, proof = Took(), Proof(ground, state, partial(self._fill, ground))
-        if not before.wrong:
-            watched = replace(ground, at_start=proof.at_start, between=proof.between)
-            took = self._timed(watched, trial)
-        brought = proof.brought()
+        watching = trial.method not in ENGINES and ground.storage.path not in self._charging
+        took, proof = Took(), Proof(ground, state, partial(self._fill, ground), watching)
+        try:
+            if not before.wrong:
+                watched = replace(ground, at_start=proof.at_start, between=proof.between)
+                took = self._timed(watched, trial)
+        finally:
+            brought = proof.end()
         after = _counted(ground)
         wrong, caveat = before.wrong or took.disturbed, ""
         if not wrong and not took.failed:
             if trial.method in ENGINES and not proof.dropped:
                 caveat = _of_engine(ground, after) if _lost(ground, after, dropped=False) else ""
             else:
-                wrong = proof.after(after) or self._within(ground, trial, state, took)
+                wrong = proof.after(after) or self._within(ground, trial, state, took) or proof.meanwhile
         run = _made(ground.storage, trial, state, number, took, ground.total)
         return replace(
             run,
@@ -151,6 +154,7 @@ class Trials:
             disturbed=bool(wrong),
             reason=wrong,
             caveat=caveat,
+            resident_least=proof.least,
         )
 
     def _within(self, ground: Ground, trial: Trial, state: str, took: Took) -> str:
@@ -275,7 +279,6 @@ def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: To
         pace=took.pace,
         before_seconds=took.before,
         charged_bytes=took.used.charged if took.used else None,
-        waits=took.used.waits if took.used else None,
     )
 
 
