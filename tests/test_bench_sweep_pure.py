@@ -320,3 +320,5 @@ def test_a_setting_that_was_stopped_is_no_unknown_one() -> None:
     lines = sweep_table([storage()], cells, [judge(storage(), cells, runs, ["x"])]).splitlines()
     assert lines[2].split() == ["whole", "1.00s*", "slow"]
     assert lines[3].split() == ["64MiB", "unknown"]
+    assert "  not measured: -P 16 --span 64MiB: it is gone" in lines
+    assert "each was measured once" in "\n".join(lines)

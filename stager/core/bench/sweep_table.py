@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stager.core.bench.reports import BenchCell, BenchStorage
 from stager.core.bench.setting import Setting
 from stager.core.bench.sweep import TOO_SLOW
-from stager.core.bench.table import head, reasons
+from stager.core.bench.table import head
 from stager.core.bench.wording import seconds_text
 from stager.core.plan import span_text
 from stager.core.units import format_size
@@ -36,8 +36,16 @@ def _block(storage: BenchStorage, cells: list[BenchCell], sweep: BenchSweep) -> 
     lines += [f"  {line}" for line in sweep_lines(sweep)]
     if sweep.command:
         lines.append(f"  so: {sweep.command}")
-    unmeasured = [cell for cell in cells if not cell.seconds]
-    return "\n".join([*lines, *(f"  not measured: {line}" for line in reasons(storage, unmeasured))])
+    return "\n".join([*lines, *(f"  not measured: {line}" for line in (*storage.limits, *_reasons(cells)))])
+
+
+def _reasons(cells: list[BenchCell]) -> list[str]:
+    """Why settings have no number, each reason once with the settings it is about; without them where it is about all."""
+    about: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.unmeasured:
+            about.setdefault(cell.unmeasured, []).append(str(cell.setting or "adaptive"))
+    return [why if len(what) == len(cells) else f"{', '.join(what)}: {why}" for why, what in about.items()]
 
 
 def _grid(cells: list[BenchCell], sweep: BenchSweep) -> list[str]:
@@ -61,7 +69,8 @@ def _grid(cells: list[BenchCell], sweep: BenchSweep) -> list[str]:
     legend = [f"{_BEST} the best"]
     legend += [f"{_EVEN} even with it"] if sweep.even else []
     legend += [f"{_ONCE} measured once, so no candidate"] if sweep.once else []
-    return [*lines, f"  {', '.join(legend)}; others are medians"] if sweep.best else lines
+    what = "each was measured once" if sweep.assumed else "times are medians"
+    return [*lines, f"  {', '.join(legend)}; {what}"] if sweep.best else lines
 
 
 def _marks(sweep: BenchSweep) -> dict[Setting | None, str]:
@@ -81,8 +90,8 @@ def _time(cell: BenchCell | None, marks: dict[Setting | None, str]) -> str:
 
 def ended_text(lanes: Sequence[int]) -> str:
     """With how many lanes the adaptive runs ended: `` (ended at -P 8)``; empty where nothing is known."""
-    if not lanes:
-        return ""
+    if not any(lanes):
+        return ""  # there was nothing to read
     low, high = min(lanes), max(lanes)
     return f" (ended at -P {low})" if low == high else f" (ended at -P {low} to {high})"
 

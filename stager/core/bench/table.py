@@ -56,7 +56,7 @@ def _block(storage: BenchStorage, cells: list[BenchCell]) -> str:
     ]
     lines += [_of_it(cell) for cell in cells if cell.method in ENGINES and cell.before_seconds]
     lines += [f"  {cell.method} {LOADS[cell.state == COLD]}: {cell.caveat}" for cell in cells if cell.caveat]
-    lines += [f"  not measured: {line}" for line in reasons(storage, cells)]
+    lines += [f"  not measured: {line}" for line in _reasons(storage, cells)]
     return "\n".join(lines)
 
 
@@ -113,7 +113,7 @@ def _of_it(cell: BenchCell) -> str:
     return f"  {what}: {seconds_text(cell.before_seconds or 0.0)} of it is {step_before(cell.method)}"
 
 
-def reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
+def _reasons(storage: BenchStorage, cells: list[BenchCell]) -> list[str]:
     """Why cells are empty, each reason once with the methods it is about."""
     about: dict[str, list[str]] = {}
     for cell in cells:
