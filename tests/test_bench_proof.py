@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from stager.core.bench import evidence
 from stager.core.bench.evidence import Usage
+from stager.core.bench.plan import WARM_MMAP, Trial
 from stager.core.bench.reports import COLD, WARM
 from stager.jobs.bench.ground import look_at
-from stager.jobs.bench.methods import Disturbed
-from stager.jobs.bench.proof import Proof
+from stager.jobs.bench.methods import Disturbed, Took
+from stager.jobs.bench.proof import Proof, within
 from stager.jobs.options import Selection
 from tests.fuselab.fixtures import MountFactory
 from tests.harness import MIB, Box, Done, cold, environment, files_below
@@ -263,3 +264,13 @@ def test_a_run_begins_only_with_nothing_or_with_everything_resident(box: Box) ->
     proof.at_start()
     assert (proof.resident, proof.after(ground.total - ground.total // 200)) == (ground.total, "")
     assert "can no longer be counted" in proof.after(None)
+
+
+def test_loaders_after_warming_must_find_what_was_warmed(box: Box) -> None:
+    model = box.model(size=64 * MIB)
+    ground = anyio.run(look_at, model, Selection(paths=(model,)))
+    trial = Trial(0, WARM_MMAP, 1)
+    once = Took(used=Usage(charged=ground.total), loading=Usage())
+    assert within(ground, trial, COLD, once, charging=True) == ""
+    again = Took(used=Usage(charged=ground.total + 3 * MIB), loading=Usage(charged=3 * MIB))
+    assert "3.0 MiB had to be read from below" in within(ground, trial, COLD, again, charging=True)
