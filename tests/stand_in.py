@@ -41,6 +41,17 @@ def serve(port: int, status: int) -> None:
     http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
+def step_aside(*, leave: bool) -> None:
+    """Go on as a child in a process group of its own, or in a session (`leave`)."""
+    if os.fork():
+        os._exit(0)
+    if leave:
+        os.setsid()
+    else:
+        os.setpgid(0, 0)
+    time.sleep(0.3)  # the parent is known to be gone
+
+
 def main() -> None:
     """Behave as the command line says."""
     parser = argparse.ArgumentParser()
@@ -57,15 +68,15 @@ def main() -> None:
     parser.add_argument(
         "--fork", action="store_true", help="leave all to a child in a process group of its own, and end"
     )
+    parser.add_argument(
+        "--leave", action="store_true", help="leave all to a child in a session of its own, and end"
+    )
     parser.add_argument("--api-key")
     given = parser.parse_args()
     if given.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if given.fork:
-        if os.fork():
-            os._exit(0)
-        os.setpgid(0, 0)
-        time.sleep(0.3)  # the parent is known to be gone
+    if given.fork or given.leave:
+        step_aside(leave=given.leave)
     if given.lives:
         try:
             os.close(os.open(given.lives, os.O_CREAT | os.O_EXCL))

@@ -136,6 +136,14 @@ def test_a_program_that_ends_once_it_has_said_the_line_was_ready(box: Box) -> No
     assert cell(done, "engine")["cpu_seconds"] > 0
 
 
+def test_one_that_becomes_a_daemon_is_timed_and_ended_too(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    done = good(box, *words_for(model, port, "--leave", own=("--methods", "engine")))
+    for state in ("cold", "warm"):
+        assert cell(done, "engine", state)["cpu_seconds"] > 0
+    assert not accepts(port)
+
+
 def test_a_flood_of_output_fills_nothing(box: Box) -> None:
     model = box.model(size=MIB)
     words = [model, "--engine", "--ready-log", "^ready", "--rounds", "1", "--methods", "engine"]
@@ -265,14 +273,25 @@ def test_without_engine_the_words_after_the_dashes_are_paths(box: Box) -> None:
 # What it leaves behind
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_engine_and_its_children_end_with_the_benchmark(box: Box, port: int, number: int) -> None:
-    """Also where they have a process group of their own, and do not listen."""
+@pytest.mark.parametrize(
+    ("number", "before", "how"),
+    [
+        (signal.SIGINT, [], "--fork"),
+        (signal.SIGTERM, [], "--leave"),
+        (signal.SIGTERM, ["sh", "-c", 'setsid "$@" & wait', "sh"], "--deaf"),
+        (signal.SIGKILL, [], "--fork"),
+    ],
+)
+def test_the_engine_and_its_children_end_with_the_benchmark(
+    box: Box, port: int, number: int, before: list[str], how: str
+) -> None:
+    """Also where they have a process group of their own, and do not listen; a session of their own helps against SIGKILL alone."""
     model = box.model(size=MIB)
     word = f"BENCH_TEST={os.path.basename(box.folder)}"
     name, _, value = word.partition("=")
-    words = words_for(model, port, "--deaf", "--fork", "--status", "503")
-    running = box.start("bench", "--yes", *words, env={name: value})
+    words = words_for(model, port, "--deaf", how, "--status", "503")
+    at = words.index("--") + 1
+    running = box.start("bench", "--yes", *words[:at], *before, *words[at:], env={name: value})
     until(lambda: accepts(port), "the engine")
     assert len(with_word(word)) >= 2
     running.signal(number)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from stager.node.frozen import without_own
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _NOT_FILES = ("/dev/", "/proc/", "/sys/")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -173,6 +174,23 @@ def members(leader: int) -> list[int]:
             if len(fields) > 3 and fields[0] not in ("Z", "X") and str(leader) in fields[2:4]:
                 found.append(int(name))
     return found
+
+
+def adopt_orphans() -> bool:
+    """From now on processes below this one whose own parent ends become its children, wherever they have gone; whether the kernel does that."""
+    try:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    except OSError:
+        return False
+    return True
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes whose parent is `parent`, zombies too. Empty without /proc."""
+    there = (
+        [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc/self") else []
+    )
+    return [pid for pid in there if status_fields(pid)[1:2] == [str(parent)]]
 
 
 def processor_seconds(pids: Iterable[int]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import threading
 import time
@@ -16,9 +17,10 @@ from typing import IO, Any
 from stager.core.bench.evidence import Usage
 from stager.core.units import shown
 from stager.jobs.bench.lifeline import Lifeline
-from stager.node.processes import kill_members, watch_process
+from stager.node.processes import adopt_orphans, children_of, kill_members, members, watch_process
 
 _LOOK_S = 0.005  # between looks at a process that no descriptor tells of
+_STRAYS_S = 0.5  # for children of what was killed to be known as left behind
 _MOST_SAID = 64 << 20
 _START_S = 120.0  # for a loader to be ready: importing torch from a cold disk takes a while
 
@@ -69,10 +71,12 @@ class Children:
         self._groups: set[int] = set()
         self._closed = False
         self._lifeline: Lifeline | None = None
+        self._adopts = False
 
     def begin(self, env: Mapping[str, str]) -> None:
         """From now on nothing that is started outlives this process, even when it is killed. Blocks for a moment."""
         self._lifeline = Lifeline(env)
+        self._adopts = adopt_orphans()
 
     def remove(self, folder: str) -> None:
         """`folder` does not outlive this process either, when it is killed; to be called after `begin`."""
@@ -143,8 +147,10 @@ class Children:
         """Kill what runs; whoever waits for it comes back."""
         with self._lock:
             self._closed = True
-            for group in self._groups:
+            groups = tuple(self._groups)
+            for group in groups:
                 kill_members(group)
+        self._end_strays(groups)
         if self._lifeline is not None:
             self._lifeline.close()
 
@@ -170,6 +176,28 @@ class Children:
         self._gone(child, os.waitstatus_to_exitcode(status))
         used = Usage(usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512)
         return child.returncode, used
+
+    def _end_strays(self, groups: tuple[int, ...]) -> None:
+        """Kill what the dying `groups` leave behind: that is known once they are dead."""
+        end = time.monotonic() + _STRAYS_S
+        while time.monotonic() < end:
+            dying = any(members(group) for group in groups)
+            left = self.strays()
+            if not dying and not left:
+                return
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_LOOK_S)
+
+    def strays(self) -> list[int]:
+        """What lives of the processes that something started here has left behind, in whatever session; those that have ended are buried."""
+        if not self._adopts:
+            return []
+        with self._lock:
+            own = {*self._groups, self._lifeline.pid if self._lifeline is not None else 0}
+            left = [pid for pid in children_of(os.getpid()) if pid not in own]
+        return [pid for pid in left if not _buried(pid)]
 
     def _wait(self, child: subprocess.Popen[bytes], until: float | None) -> tuple[int, Usage]:
         """(exit code, what was counted for it and its children) of `child`. Raises `ChildFailed` when it still runs at `until`."""
@@ -209,6 +237,13 @@ class Children:
             self._lifeline.forget(child.pid)
         if closed:
             raise Closed
+
+
+def _buried(pid: int) -> bool:
+    try:
+        return bool(os.waitpid(pid, os.WNOHANG)[0])
+    except ChildProcessError:
+        return True
 
 
 class _Loader:

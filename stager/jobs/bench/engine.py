@@ -99,7 +99,7 @@ class Engine:
             said.begin()
             try:
                 ready = self._ready(child.pid, said, began, until)
-                return Started(ready - began, processor_seconds({child.pid, *members(child.pid)}))
+                return Started(ready - began, processor_seconds({child.pid, *self._alive(child.pid)}))
             finally:
                 self._end(child)
         finally:
@@ -117,11 +117,11 @@ class Engine:
         while True:
             if url:
                 status = asked(url, _ANSWER_S)
-                if healthy(status) and members(leader):
+                if healthy(status) and self._alive(leader):
                     return time.monotonic()
             if said.matched:
                 return said.matched
-            if (how := _ended(leader)) is not None:
+            if (how := self._ended(leader)) is not None:
                 if said.matched_at_last():
                     return said.matched
                 raise ChildFailed(f"it ended with {how} before it was ready{said.last_line}")
@@ -138,17 +138,36 @@ class Engine:
             return "no line of its output matched (many programs keep theirs back when it goes to a pipe)"
         return f"{self.options.url} {f'answers {status}' if status else 'does not answer'}"
 
+    def _alive(self, leader: int) -> list[int]:
+        """What runs of a start: the group and session of `leader`, and what has left them and lost its parent."""
+        return [*members(leader), *self.children.strays()]
+
+    def _ended(self, leader: int) -> str | None:
+        """How a start ended, of which nothing runs any more; None while it, or what it left to do its work, does. It stays to be waited for."""
+        found = os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return None
+        if found.si_code != os.CLD_EXITED:
+            return f"signal {found.si_status}"
+        return f"exit {found.si_status}" if found.si_status or not self._alive(leader) else None
+
     def _end(self, child: subprocess.Popen[bytes]) -> None:
-        """SIGTERM, then SIGKILL, until nothing of its group and session is left. Raises `ChildFailed` when something stays."""
+        """SIGTERM, then SIGKILL, until nothing of it is left. Raises `ChildFailed` when something stays."""
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM)
+        told: set[int] = set()
         end = time.monotonic() + _GRACE_S
-        while members(child.pid):
+        while left := self._alive(child.pid):
             now = time.monotonic()
             if now >= end + _DEATH_S:
-                raise ChildFailed(f"it cannot be ended: process {members(child.pid)[0]} stays")
+                raise ChildFailed(f"it cannot be ended: process {left[0]} stays")
             if now >= end:
                 kill_members(child.pid)
+            for pid in self.children.strays():
+                if now >= end or pid not in told:
+                    told.add(pid)
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL if now >= end else signal.SIGTERM)
             time.sleep(_ASK_EVERY_S)
         self.children.reap(child)
         end = time.monotonic() + _SILENCE_S
@@ -213,16 +232,6 @@ class _Said:
                 if self._lines.matched and not self.matched:
                     self.matched = time.monotonic()
                     self.event.set()
-
-
-def _ended(leader: int) -> str | None:
-    """How a command ended, of which nothing runs any more; None while it, or what it left to do its work, does. It stays to be waited for."""
-    found = os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if found is None:
-        return None
-    if found.si_code != os.CLD_EXITED:
-        return f"signal {found.si_status}"
-    return f"exit {found.si_status}" if found.si_status or not members(leader) else None
 
 
 def _own_environment() -> dict[str, str]:

@@ -31,6 +31,7 @@ class Lifeline:
     def __init__(self, env: Mapping[str, str]) -> None:
         """Starts it, and waits until it listens: its own start is in nobody's time."""
         self._process: subprocess.Popen[bytes] | None = None
+        self.pid = 0  # of its process; it stays when that has ended
         with suppress(OSError):
             self._process = subprocess.Popen(
                 worker_command(_MODULE),
@@ -40,6 +41,7 @@ class Lifeline:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+            self.pid = self._process.pid
             assert self._process.stdout is not None
             os.read(self._process.stdout.fileno(), 1)
 
