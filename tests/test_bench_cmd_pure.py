@@ -19,17 +19,15 @@ from stager.core.bench.plan import (
     NAMES,
     OFFSETS,
     SAFETENSORS,
-    Sample,
     Trial,
     in_round,
     methods_for,
     parse_loaders,
     parse_methods,
-    quick_bytes,
-    sample,
     spans_in_order,
     trials_of,
 )
+from stager.core.bench.quick import Sample, whole_sample
 from stager.core.bench.reports import BenchRun, BenchStorage
 from stager.core.bench.stats import make_cell, runs_of, spread, times_as_fast
 from stager.core.bench.table import table
@@ -144,34 +142,6 @@ def test_methods_are_those_that_mean_something() -> None:
             parse_loaders(text)
 
 
-@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=20), st.integers(1, 10**12))
-def test_a_sample_keeps_to_its_budget(sizes: list[int], budget: int) -> None:
-    found = sample(sizes, budget)
-    assert found.chosen
-    assert len(set(found.chosen)) == len(found.chosen)
-    if found.part is None:
-        assert sum(sizes[index] for index in found.chosen) <= budget
-        assert len(found.chosen) == len(sizes) or sum(sizes) > budget
-    else:
-        assert len(found.chosen) == 1
-        assert sizes[found.chosen[0]] == max(sizes)
-        assert found.part <= max(budget, MIB)
-
-
-def test_without_a_budget_everything_is_read_and_configuration_alone_is_no_sample() -> None:
-    assert sample([1, 2, 3], None).chosen == (0, 1, 2)
-    assert sample([100, 50 * MIB, 1000], 8 * MIB) == sample([1, 50 * MIB, 1], 8 * MIB)
-    assert sample([100, 50 * MIB, 1000], 8 * MIB).part == 8 * MIB
-
-
-@given(st.floats(1, 1e10), st.floats(1, 1e10), st.integers(1, 5))
-def test_a_quick_benchmark_plans_for_less_than_its_time(read: float, mapped: float, rounds: int) -> None:
-    trials = trials_of(0, methods_for((), store=False, to=""), (1, 4))
-    size = quick_bytes(trials, read, mapped, rounds)
-    passes = sum(1 / (mapped if one.method in (NAMES, OFFSETS) else read) for one in trials)
-    assert size * passes * rounds <= 75
-
-
 tensor = st.tuples(st.text(max_size=6), st.integers(0, 40))
 
 
@@ -236,7 +206,7 @@ def test_the_table_compares_with_a_cold_read_and_says_what_is_missing() -> None:
     assert lines[4].split() == ["warm", "second", "unknown"]
     assert lines[-1] == "  not measured: warm second: nobody knows"
     assert times_as_fast(cells[2], cells[0]) is None
-    assert "the first 8.0 MiB of the largest read" in table([storage(part=8 * MIB)], cells)
+    assert "of each of 2 the first 8.0 MiB (1000 B) read" in table([storage(part=8 * MIB)], cells)
 
 
 def test_storages_of_different_amounts_are_not_compared_without_a_word() -> None:
@@ -350,7 +320,7 @@ def test_a_timeline_counts_from_the_start_of_the_command() -> None:
 
 
 def test_no_part_of_an_object_is_fetched() -> None:
-    ground = store_ground(("big", 100 * MIB)).sampled(sample([100 * MIB], 8 * MIB))
+    ground = store_ground(("big", 100 * MIB)).sampled(whole_sample([100 * MIB], 8 * MIB))
     assert "--quick" in ground.why_not
     assert not store_ground(("big", 1)).why_not
 

@@ -59,7 +59,7 @@ def storages(results: Results) -> Table:
 
 
 def _facts(storage: BenchStorage) -> dict[str, str]:
-    part = f", {format_size(storage.part)} of the only file" if storage.part is not None else ""
+    part = f", the first {format_size(storage.part)} of each" if storage.part is not None else ""
     return {
         "path": storage.path,
         "kind": storage.kind,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stager.core.errors import UsageError
-from stager.core.units import MIB
 
 if TYPE_CHECKING:
     from stager.core.bench.setting import Setting
@@ -36,12 +35,6 @@ _FEWEST = (RECIPE_MMAP, VMTOUCH_MMAP)
 """Those that have only the fewest loaders unless they are named: with more, only their second step differs, which `WARM_MMAP` shows."""
 ALONE = (READ, OFFSETS)
 """The methods that are also run file by file with --per-file."""
-
-QUICK_S = 108.0
-"""When a quick benchmark starts nothing more, in seconds: the rest of two minutes is for its end."""
-QUICK_WORK_S = 75.0
-"""What the runs of a quick benchmark may take, in seconds, if its first look at the rate was right."""
-_OVERHEAD_S = 0.6  # of a run beside its reading: processes that start, pages that are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,42 +128,6 @@ def in_round(trials: Sequence[Trial], number: int) -> list[Trial]:
     start = (number // 2) * max(1, len(trials) // 3) % len(trials)
     turned = [*trials[start:], *trials[:start]]
     return turned[::-1] if number % 2 else turned
-
-
-def quick_bytes(trials: Sequence[Trial], read_rate: float, mmap_rate: float, rounds: int) -> int:
-    """How many bytes of a storage fit a quick benchmark of `trials`, with the rates (bytes/s) that a short probe found."""
-    per_byte = 0.0
-    for trial in trials:
-        slow = trial.method in (OFFSETS, NAMES, SAFETENSORS)
-        per_byte += 1.4 / max(
-            1.0, mmap_rate if slow else read_rate
-        )  # 0.4 for the second load, and for the unforeseen
-    work = QUICK_WORK_S - rounds * _OVERHEAD_S * 2 * len(trials)
-    return int(max(work, 5.0) / rounds / per_byte) if per_byte else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Which files a benchmark reads, as indexes; `part`: only so many bytes of the only one, None: each whole."""
-
-    chosen: tuple[int, ...]
-    part: int | None = None
-
-
-def sample(sizes: Sequence[int], budget: int | None) -> Sample:
-    """The largest files that together have at most `budget` bytes (None: all files), else the beginning of the largest."""
-    if budget is None or sum(sizes) <= budget:
-        return Sample(tuple(range(len(sizes))))
-    chosen, left = [], budget
-    for index in sorted(range(len(sizes)), key=lambda at: (-sizes[at], at)):
-        if 0 < sizes[index] <= left:
-            chosen.append(index)
-            left -= sizes[index]
-    largest = max(range(len(sizes)), key=lambda at: (sizes[at], -at))
-    # Configuration files alone would say nothing about the storage.
-    if 2 * sum(sizes[index] for index in chosen) < min(budget, sizes[largest]):
-        return Sample((largest,), max(MIB, budget // MIB * MIB))
-    return Sample(tuple(sorted(chosen)))
 
 
 def spans_in_order(

@@ -185,7 +185,7 @@ class BenchStorage:
     """One PATH that was measured. Sizes in bytes.
 
     `files` and `bytes` are what the runs read, `of_files` and `of_bytes` what there is: with --quick they may differ. `part` is how much of
-    its only file is read where none is small enough, else None. `mount_options` are without secrets. `keeps` says whether
+    each file is read at most, from its beginning, where that is not all, else None. `mount_options` are without secrets. `keeps` says whether
     pages outlive an open (``keeps``, ``drops``, ``direct-io``, ``unknown``); it and `residency_by` are empty for a store.
     `target` is the folder that a store's files are fetched into, with its filesystem, else empty.
     `limits` are the lines that say what cannot be measured there. `counter` is where bytes from below are counted, empty where nowhere.

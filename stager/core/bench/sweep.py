@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stager.core.bench.plan import QUICK_WORK_S, Sample, parse_numbers, sample
+from stager.core.bench.plan import parse_numbers
+from stager.core.bench.quick import Sample, sample
 from stager.core.bench.setting import Setting
 from stager.core.errors import UsageError
 from stager.core.plan import LEAST_SPAN, WHOLE, parse_span
@@ -21,7 +22,9 @@ _CLOSE = 1.1  # and within this the gentlest too, for the pick is the gentlest o
 _FASTEST, _GENTLEST = 3, 2  # so many of each are measured again at most
 _LATE = 3.0  # times the fastest: a run is stopped then,
 _LATE_S, _QUICK_LATE_S = 60.0, 5.0  # but not before so many seconds
-_ONE_FILE_S = 40.0  # what one reader may take for the file that --quick takes where none is small enough
+_ONE_FILE = (
+    0.5  # of its time: for one file at the rate of one reader, which the settings with more lanes do not need
+)
 
 TOO_SLOW = "it took more than three times as long as the fastest so far, and was stopped"
 
@@ -127,18 +130,21 @@ def patience(fastest: float, *, quick: bool) -> float:
 
 
 def quick_sweep_sample(
-    sizes: Sequence[int], settings: int, rounds: int, read_rate: float, storages: int
+    sizes: Sequence[int], settings: int, rounds: int, read_rate: float, seconds: float
 ) -> Sample:
-    """The files that a quick sweep reads: what there is time for, else one that a single reader has within a moment. ``warm`` reads files whole."""
-    found = sample(sizes, quick_sweep_bytes(settings, rounds, read_rate, storages))
+    """What a sweep reads that may take so many seconds: the files that there is time for, else one that a single reader has in half of it.
+
+    A whole file shows what spans do; only where every file takes too long it is a part of each.
+    """
+    found = sample(sizes, quick_sweep_bytes(settings, rounds, read_rate, seconds))
     largest = max(sizes, default=0)
     smallest = min((at for at, size in enumerate(sizes) if 4 * size >= largest), key=lambda at: sizes[at])
-    late = sizes[smallest] > read_rate * _ONE_FILE_S / storages
+    late = sizes[smallest] > read_rate * _ONE_FILE * seconds
     return found if found.part is None or late else Sample((smallest,))
 
 
-def quick_sweep_bytes(settings: int, rounds: int, read_rate: float, storages: int) -> int:
-    """How many bytes of a storage fit a quick sweep, one of `storages`; `read_rate` (bytes/s) is that of one reader, which no setting should be far below."""
+def quick_sweep_bytes(settings: int, rounds: int, read_rate: float, seconds: float) -> int:
+    """How many bytes of a storage a sweep reads in so many seconds; `read_rate` (bytes/s) is that of one reader, which no setting should be far below."""
     runs = runs_at_most(settings, rounds) + 1  # the first read, uncounted
-    work = QUICK_WORK_S / storages - runs * _OVERHEAD_S
-    return int(max(work, 5.0) / (1.1 * runs) * max(1.0, read_rate))
+    work = max(seconds - runs * _OVERHEAD_S, seconds / 4)
+    return int(work / (1.1 * runs) * max(1.0, read_rate))

@@ -72,7 +72,9 @@ def head(storage: BenchStorage) -> str:
     whole = f"{count(storage.of_files, 'file')}, {format_size(storage.of_bytes)}"
     parts = [storage.filesystem, whole]
     if storage.part is not None:
-        parts.append(f"the first {format_size(storage.part)} of the largest read")
+        each = f"of each of {storage.files} " if storage.files > 1 else ""
+        all_of_it = f" ({format_size(storage.bytes)})" if storage.files > 1 else ""
+        parts.append(f"{each}the first {format_size(storage.part)}{all_of_it} read")
     elif storage.sampled:
         parts.append(f"{storage.files} of them, {format_size(storage.bytes)}, read")
     if storage.keeps in ("drops", "direct-io"):

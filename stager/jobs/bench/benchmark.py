@@ -6,21 +6,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.bench.counting import CounterFiles
 from stager.core.bench.plan import (
-    QUICK_S,
     Trial,
     in_round,
     methods_for,
-    quick_bytes,
-    sample,
     trials_of,
 )
+from stager.core.bench.quick import QUICK_S, in_turns
 from stager.core.budget import Policy, admit, binding_text
 from stager.core.errors import (
     AnswerNo,
@@ -48,7 +45,8 @@ from stager.jobs.bench.ground import (
 from stager.jobs.bench.machine import this_machine
 from stager.jobs.bench.methods import Methods
 from stager.jobs.bench.paths import each_once, keep_out, look_for, refuse_methods
-from stager.jobs.bench.probe import fetch_rate, give_back, rates
+from stager.jobs.bench.probe import give_back
+from stager.jobs.bench.quick import Quick
 from stager.jobs.bench.rehearsal import rehearse
 from stager.jobs.bench.sweep import Sweep
 from stager.jobs.bench.trial import Trials
@@ -198,7 +196,10 @@ class Bench:
         # Nothing is evicted before all that can be refused has been.
         self._trials.grounds = [await self._given_back(ground) for ground in grounds]
         if options.quick:
-            self._trials.grounds = [await self._sampled(ground) for ground in self._trials.grounds]
+            until = self._trials.until or self._began + QUICK_S
+            quick = Quick(self._methods, options.rounds, self._began, until, self._reporter, self._sweep)
+            of = partial(self._trials_of, per_file=options.per_file)
+            self._trials.grounds = await quick.sampled(self._trials.grounds, of)
         self._trials.grounds = [self._fitting(ground) for ground in self._trials.grounds]
         self._plan()
 
@@ -232,41 +233,6 @@ class Bench:
         if isinstance(ground, StoreGround) or ground.why_not_cold:
             return ground
         return await give_back(ground, self._options.marker)
-
-    async def _sampled(self, ground: Ground | StoreGround) -> Ground | StoreGround:
-        """As much of `ground` as --quick has time for. The time is shared out evenly between the storages."""
-        rounds = self._options.rounds * len(self._paths)
-        trials = self._trials_of(0, ground, per_file=False)
-        sizes: Sequence[int]
-        if isinstance(ground, StoreGround):
-            rate = await self._fetch_rate(ground)
-            sizes = [size for _, size in ground.sizes]
-            both = (rate, rate)
-        elif ground.why_not_cold:
-            return ground
-        else:
-            both = await rates(ground, self._methods)
-            sizes = [file.size for file in ground.files]
-        if self._sweep is not None:
-            chosen = self._sweep.quick_sample(sizes, both[0])
-        else:
-            chosen = sample(sizes, quick_bytes(trials, *both, rounds))
-        found = ground.sampled(chosen)
-        if found.storage.sampled:
-            what = count(found.storage.files, "file")
-            text = f"--quick: {format_size(found.total)} of {format_size(ground.total)} are read ({what}) of {shown(ground.storage.path)}"
-            self._reporter.emit(Note("info", "sampled", text))
-        return found
-
-    async def _fetch_rate(self, ground: StoreGround) -> float:
-        folder = new_folder(ground.into)
-        self._children.remove(folder)
-        try:
-            return await fetch_rate(ground, self._methods, folder)
-        finally:
-            with runtime.sheltered(10.0):
-                remove = partial(shutil.rmtree, folder, ignore_errors=True)
-                await runtime.in_thread("removing what was fetched", remove)
 
     def _fitting(self, ground: Ground | StoreGround) -> Ground | StoreGround:
         """`ground`, or the same with the reason why its model does not fit into memory. Raises `ResourceRefused` for the only one."""
@@ -334,7 +300,8 @@ class Bench:
         if self._methods.engine is not None:
             await rehearse(self._trials, self._planned, self._reporter)
         for number in range(self._options.rounds):
-            for trial in in_round(self._planned, number):
+            trials = in_turns(self._planned) if self._options.quick else self._planned
+            for trial in in_round(trials, number):
                 if self._trials.over:
                     return False
                 await self._trials.run(trial, number + 1)

@@ -28,7 +28,7 @@ from stager.node.files import opened
 from stager.node.filesystems import Pattern
 
 if TYPE_CHECKING:
-    from stager.core.bench.plan import Sample
+    from stager.core.bench.quick import Sample
     from stager.core.location import Location
     from stager.core.model import LocalFile
     from stager.engine.report import Reporter
@@ -47,7 +47,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Ground:
-    """The files of one PATH on one mount that runs read: all, or a `part` (bytes) of the only one.
+    """The files of one PATH on one mount that runs read: all, or a `part` (bytes) of each.
 
     `why_not_cold` and `why_not_warm` say why runs of that state would prove nothing; empty where they do. A run calls `at_start` right before it begins, and
     `between` before the second of its two steps; it must not go on when that raises.
@@ -90,9 +90,10 @@ class Ground:
 
     def words(self) -> list[str]:
         """What ``stager warm`` is to be told to read these files."""
+        first = [] if self.part is None else [f"--first={self.part}"]
         if len(self.files) < self.storage.of_files:
-            return [self.name(file) for file in self.files]
-        return self.selected_words()
+            return [*(self.name(file) for file in self.files), *first]
+        return [*self.selected_words(), *first]
 
     def selected_words(self) -> list[str]:
         """What ``stager warm`` is to be told to read all that was asked for, although a run may read less of it."""
@@ -104,10 +105,11 @@ class Ground:
         return replace(self, files=tuple(file for file in self.files if file.entry.path == name))
 
     def sampled(self, found: Sample) -> Ground:
-        """The same ground with the files that `found` names."""
+        """The same ground with the files that `found` names, or a part of each."""
         files = tuple(self.files[index] for index in found.chosen)
         read = replace(self, files=files, part=found.part)
-        storage = replace(self.storage, files=len(files), bytes=read.total, part=found.part)
+        limits = self.storage.limits if found.part is None else (*self.storage.limits, _in_part(found.part))
+        storage = replace(self.storage, files=len(files), bytes=read.total, part=found.part, limits=limits)
         return replace(read, storage=storage)
 
     def resident(self) -> int | None:
@@ -189,7 +191,7 @@ class StoreGround:
 
     def sampled(self, found: Sample) -> StoreGround:
         """The same ground with the objects that `found` names; a part of one cannot be fetched."""
-        if found.part is not None:
+        if not found.chosen or found.part is not None:
             return replace(self, why_not="no object is small enough for --quick")
         chosen = [self.sizes[index] for index in found.chosen]
         storage = replace(self.storage, files=len(chosen), bytes=sum(size for _, size in chosen))
@@ -238,6 +240,14 @@ def new_folder(where: str | None = None) -> str:
             "name another folder with --into" if where else "set TMPDIR to a folder that can be written"
         )
         raise error from exc
+
+
+def _in_part(part: int) -> str:
+    """What the first `part` bytes of files do not tell."""
+    return (
+        f"what lies beyond the first {format_size(part)} of each file: little is left of the order of tensors, and what"
+        " adapts while it reads (stager warm, the kernel's read-ahead) has little time to"
+    )
 
 
 def _literally(name: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stager.core.bench.plan import OFFSETS, READ, Sample
+from stager.core.bench.plan import OFFSETS, READ
+from stager.core.bench.quick import Rates, Sample
 from stager.core.reports import EvictSummary
-from stager.core.units import MIB
+from stager.core.units import MIB, shown
 from stager.engine import runtime
 from stager.engine.report import TICK
 from stager.jobs.bench.children import ChildFailed
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from stager.jobs.bench.ground import Ground, StoreGround
     from stager.jobs.bench.methods import Methods
 
-_FIRST = 8 * MIB
+_FIRST = MIB // 2
 _LONG_ENOUGH_S = 0.4  # then the rate is known well enough
-_MOST_S = 8.0  # for one probe
-_FETCH_S = 20.0
 _FETCH_AT_LEAST = 4 * MIB
 
 
@@ -58,45 +57,45 @@ class _Listener:
         """Nothing."""
 
 
-async def rates(ground: Ground, methods: Methods) -> tuple[float, float]:
-    """(bytes/s of reading, bytes/s of touching a mapping) of the largest file, cold, each measured for a moment."""
+async def rates(ground: Ground, methods: Methods, seconds: float) -> Rates:
+    """How fast the largest file is, cold; each way measured for a moment, both in about so many seconds."""
     largest = max(range(len(ground.files)), key=lambda index: ground.files[index].size)
     found = []
     for how in (READ, OFFSETS):
-        look = partial(_rate, ground, methods, how, largest)
-        found.append(await runtime.in_thread(f"probing {ground.storage.path}", look))
-    return found[0], found[1]
+        look = partial(_rate, ground, methods, how, largest, seconds / 2)
+        found.append(await runtime.in_thread(f"probing {shown(ground.storage.path)}", look))
+    return Rates(found[0], found[1], drops=ground.facts.keeps.hopeless)
 
 
-def _rate(ground: Ground, methods: Methods, how: str, index: int) -> float:
-    """From the beginning of the file, longer stretches until one takes long enough."""
-    size, stretch = ground.files[index].size, _FIRST
-    ends = time.monotonic() + _MOST_S
-    rate = 1.0
+def _rate(ground: Ground, methods: Methods, how: str, index: int, seconds: float) -> float:
+    """From the beginning of the file, longer stretches until one takes long enough; where not even the first came in time, a bound."""
+    size, stretch, rate = ground.files[index].size, _FIRST, 0.0
+    ends = time.monotonic() + seconds
     while True:
         part = ground.sampled(Sample((index,), min(stretch, size)))
+        began = time.monotonic()
         try:
             part.chill()
             took = methods.load(how, part, 1, ends)
         except (ChildFailed, OSError):
-            return rate
+            return rate or part.total / max(1e-3, time.monotonic() - began)
         rate = part.total / max(1e-6, took.seconds)
         if took.seconds >= _LONG_ENOUGH_S or stretch >= size or time.monotonic() + 4 * took.seconds > ends:
             return rate
-        stretch *= 4
+        stretch *= 8 if took.seconds < _LONG_ENOUGH_S / 8 else 4
 
 
-async def fetch_rate(store: StoreGround, methods: Methods, folder: str) -> float:
-    """Bytes/s of fetching one object that is large enough to say something, into `folder`; 0.0 when it does not come in time."""
+async def fetch_rate(store: StoreGround, methods: Methods, folder: str, seconds: float) -> float:
+    """Bytes/s of fetching one object that is large enough to say something, into `folder`; 0.0 when it does not come in so many seconds."""
     order = sorted(range(len(store.sizes)), key=lambda index: store.sizes[index][1])
     enough = [index for index in order if store.sizes[index][1] >= _FETCH_AT_LEAST] or order[-1:]
     one = store.sampled(Sample((enough[0],)))
 
     def fetch() -> float:
         try:
-            took = methods.fetch(one, folder, time.monotonic() + _FETCH_S)
+            took = methods.fetch(one, folder, time.monotonic() + seconds)
         except (ChildFailed, OSError):
             return 0.0
         return 0.0 if took.failed else one.total / max(1e-6, took.seconds)
 
-    return await runtime.in_thread(f"probing {store.storage.path}", fetch)
+    return await runtime.in_thread(f"probing {shown(store.storage.path)}", fetch)

@@ -22,7 +22,7 @@ from stager.core.bench.verdict import judge
 from stager.jobs.bench.ground import Ground
 
 if TYPE_CHECKING:
-    from stager.core.bench.plan import Sample
+    from stager.core.bench.quick import Sample
     from stager.core.bench.reports import BenchCell
     from stager.core.bench.sweep import Grid
     from stager.core.bench.verdict import BenchSweep
@@ -47,7 +47,8 @@ class Sweep:
     def _of(self, index: int, ground: Ground | StoreGround) -> list[Trial]:
         if not isinstance(ground, Ground):
             return []
-        settings = settings_of([file.size for file in ground.files], self.grid)
+        sizes = [ground.wanted(file) or file.size for file in ground.files]
+        settings = settings_of(sizes, self.grid)
         return [Trial(index, WARMING, 1, setting=setting) for setting in (None, *settings)]
 
     def at_most(self) -> int:
@@ -57,10 +58,10 @@ class Sweep:
             runs_at_most(len(self._of(at, self.trials.grounds[at])) - 1, self.rounds) for at in grounds
         )
 
-    def quick_sample(self, sizes: Sequence[int], read_rate: float) -> Sample:
-        """Which files of a storage, of these `sizes`, --quick has time for, at `read_rate` (bytes/s) of one reader."""
+    def quick_sample(self, sizes: Sequence[int], read_rate: float, seconds: float) -> Sample:
+        """Which files of a storage, of these `sizes`, can be swept in so many seconds, at `read_rate` (bytes/s) of one reader."""
         settings = len(settings_of(sizes, self.grid))
-        return quick_sweep_sample(sizes, settings, self.rounds, read_rate, len(self.trials.grounds))
+        return quick_sweep_sample(sizes, settings, self.rounds, read_rate, seconds)
 
     async def measure(self) -> bool:
         """Every setting once, then those that are worth it and what warm does by itself again, in turns; whether there was time for all."""
