@@ -181,15 +181,20 @@ def _programs(*, part: int | None, to: str) -> list[Block]:
 
 def _commands(part: int | None) -> dict[str, str]:
     """What is timed as one command."""
-    read, twice, stretch = "cat", 'cat "$0" && cat "$0"', ""
+    read, twice, stretch, first = "cat", 'cat "$0" && cat "$0"', "", ""
     if part is not None:
-        read, stretch = f"head -q -c {part}", f"-p 0-{part} "
-        twice = f'head -c {part} "$0" && head -c {part} "$0"'
+        # `cat` tells the kernel that it reads in order, `head` does not.
+        read, stretch, first = (
+            f"""-n1 sh -c 'cat "$0" | head -c {part}'""",
+            f"-p 0-{part} ",
+            f" --first={part}",
+        )
+        twice = f'cat "$0" | head -c {part} && head -c {part} "$0"'
     return {
         READ: f'xargs -0 {read} < "$D/files" > /dev/null',
         RECIPE: f"""xargs -0 -P16 -n1 sh -c '{twice}' < "$D/files" > /dev/null""",
         VMTOUCH: f'vmtouch -f -t {stretch}-0 -b "$D/files"',
-        WARMING: f'xargs -0 stager warm {_EXACTLY} < "$D/files"',
+        WARMING: f'xargs -0 stager warm {_EXACTLY}{first} < "$D/files"',
     }
 
 
