@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from stager.core.bench.plan import NAMES, OFFSETS, SAFETENSORS
-from stager.core.units import MIB
+from stager.core.units import MIB, format_size
 
 if TYPE_CHECKING:
     from stager.core.bench.plan import Trial
@@ -103,6 +103,14 @@ def sample(sizes: Sequence[int], budget: int | None) -> Sample:
             break
     cut = max(MIB, part)
     return Sample(tuple(sorted(chosen)), cut if cut < sizes[chosen[0]] else None)
+
+
+def beyond(part: int) -> str:
+    """What the first `part` bytes of files do not tell."""
+    return (
+        f"what lies beyond the first {format_size(part)} of each file: little is left of the order of tensors, and what"
+        " adapts while it reads (stager warm, the kernel's read-ahead) has little time to"
+    )
 
 
 def whole_sample(sizes: Sequence[int], budget: int) -> Sample:

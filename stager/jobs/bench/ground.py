@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stager.core.bench.counting import COUNTER, DISKSTATS, CounterFiles
+from stager.core.bench.quick import Sample, beyond
 from stager.core.bench.reports import BenchStorage
 from stager.core.errors import UsageError, from_oserror
 from stager.core.location import told
@@ -28,7 +29,6 @@ from stager.node.files import opened
 from stager.node.filesystems import Pattern
 
 if TYPE_CHECKING:
-    from stager.core.bench.quick import Sample
     from stager.core.location import Location
     from stager.core.model import LocalFile
     from stager.engine.report import Reporter
@@ -108,7 +108,7 @@ class Ground:
         """The same ground with the files that `found` names, or a part of each."""
         files = tuple(self.files[index] for index in found.chosen)
         read = replace(self, files=files, part=found.part)
-        limits = self.storage.limits if found.part is None else (*self.storage.limits, _in_part(found.part))
+        limits = self.storage.limits if found.part is None else (*self.storage.limits, beyond(found.part))
         storage = replace(self.storage, files=len(files), bytes=read.total, part=found.part, limits=limits)
         return replace(read, storage=storage)
 
@@ -240,14 +240,6 @@ def new_folder(where: str | None = None) -> str:
             "name another folder with --into" if where else "set TMPDIR to a folder that can be written"
         )
         raise error from exc
-
-
-def _in_part(part: int) -> str:
-    """What the first `part` bytes of files do not tell."""
-    return (
-        f"what lies beyond the first {format_size(part)} of each file: little is left of the order of tensors, and what"
-        " adapts while it reads (stager warm, the kernel's read-ahead) has little time to"
-    )
 
 
 def _literally(name: str) -> str:
