@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stager.core.bench import charts as bench_charts
+from stager.core.bench import page_parts, page_tables, page_units
 from stager.core.bench import svg as bench_svg
 from stager.core.bench.reports import BenchResults, BenchRun
 from stager.core.bench.stats import make_cell, runs_of
@@ -106,6 +107,35 @@ def test_there_is_no_empty_chart_of_loaders(written: Path) -> None:
     )
     assert all(drawing.count("#run-") for figure in figures for drawing in figure.split("</svg>")[:-1])
     assert len(figures) == {"realistic": 5, "awkward": 1, "empty": 0, "swept": 0}[written.parent.name]
+
+
+def test_the_numbers_of_a_column_have_one_unit(tmp_path: Path) -> None:
+    write_report(bench_samples.realistic(), str(tmp_path))
+    units: dict[tuple[str, str], set[str]] = {}
+    for grid in page_of(tmp_path).grids:
+        for row in grid.rows if re.match(r"loads|loaders|time|files|within", grid.id) else ():
+            for name, (text, value, _, _) in zip(grid.columns, row, strict=True):
+                if value is not None and name != "size":
+                    units.setdefault((grid.id, name), set()).add(text.partition(" ")[2])
+    assert len(units) > 60
+    assert {key: found for key, found in units.items() if len(found) > 1} == {}
+    assert {*units["loads-1", "median"], *units["loads-2", "median"]} == {"s", "ms"}
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0004, 2.0, 3.0], ["0.4 ms", "2.00 s", "3.00 s"]),
+        ([0.004, 0.0, 2.0, 3.0], ["0.004 s", "0 s", "2.00 s", "3.00 s"]),
+        ([0.25, 0.5, 38.0, 120.0], ["0.25 s", "0.5 s", "38.0 s", "120 s"]),
+        ([0.25, 0.5, 9.0], ["250 ms", "500 ms", "9000 ms"]),
+        ([0.0], ["0 s"]),
+    ],
+)
+def test_what_is_far_from_the_others_keeps_its_unit(values: list[float], texts: list[str]) -> None:
+    rows = tuple((page_tables.seconds(value, "how", ()),) for value in values)
+    (table,) = [page_units.in_one_unit(page_parts.Table("t", ("a",), rows, 0), ("a",))]
+    assert [row[0].text for row in table.rows if isinstance(row[0], page_parts.Entry)] == texts
 
 
 def test_storages_of_different_amounts_have_scales_of_their_own_and_it_is_said(tmp_path: Path) -> None:
@@ -614,6 +644,9 @@ def test_a_real_benchmark_is_reported_number_by_number(box: Box) -> None:
     assert len(grids["loaders"].rows) == 8
     assert {"in", "files", "within", "machine", "storages"} <= set(grids)
     assert wrong_numbers(folder) == []
+    there = lines_of(folder)[-1]["folder"]
+    assert there == os.getcwd()
+    assert f"run in {there}; relative names begin there" in "".join(page_of(folder).words)
     said = [
         line
         for line in done.out.splitlines()

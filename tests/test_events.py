@@ -228,6 +228,7 @@ BENCH = BenchSummary(
     unmeasured=0,
     limits=("copies into a GPU or an engine's own memory",),
     command="stager bench /mnt/oss/r1 --quick --yes",
+    folder="/root",
     report="bench-r1",
     table="the table",
 )

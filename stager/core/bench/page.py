@@ -47,7 +47,7 @@ def json_lines(results: BenchResults) -> list[tuple[str, str]]:
 
 
 def markdown(results: BenchResults) -> str:
-    """The report in Markdown: the same words and tables, captions in place of the charts."""
+    """The report in Markdown: the same words and tables, without the charts and what is written under them."""
     body = [block for block in _blocks(Results(results)) if not isinstance(block, Figure)]
     lines: list[Block] = [
         Heading(2, "The JSON lines"),

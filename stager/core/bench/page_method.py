@@ -70,8 +70,10 @@ _RULES: tuple[Prose, ...] = (
     *PROOF,
     "Every method reads the same files. Several loaders are processes that load them at the same time on one node; they share its page cache.",
     (
-        "CPU is the time of all processes of a run, user and system. Bytes from below are what came from the device, the server or the store meanwhile, to "
-        "anybody: by how much the counter grew that stands beside the storage below, or for a store what the fetch itself counted; ? where nothing counts them."
+        "CPU is the time of all processes that a run has started, user and system; what a FUSE daemon, a server or the kernel's own threads spend for it is not in it. "
+        "Bytes from below are what came from the device, the server or the store meanwhile, to "
+        "anybody: by how much the counter grew that stands beside the storage below, or for a store what the fetch itself counted; ? where nothing counts them. "
+        "Those beside a second load were read by others, or are the programs that were started, or the few pages that a run may lose and still count."
     ),
     (
         "Throughput is the bytes that one loader reads by the median of the seconds. st. dev. is that of a sample (n - 1), - of a single value; "
@@ -93,13 +95,17 @@ def method(results: Results) -> list[Block]:
     rules = _RULES if summary.engine is None else (*_RULES, page_engine.RULE)
     blocks: list[Block] = [
         Heading(2, "How it was measured"),
-        ("The command line was ", Mono(shown(summary.command)), "."),
+        ("The command line was ", Mono(shown(summary.command)), *_where(summary.folder), "."),
         Bullets((*rules, _ROUNDS.format(count(summary.rounds, "round"), repeats(summary.rounds)))),
         Heading(3, "The methods"),
         Bullets(tuple(_item(name) for name in used)),
         Heading(3, "Each number by hand"),
     ]
     return [*blocks, *by_hand(results)]
+
+
+def _where(folder: str) -> tuple[str | Mono, ...]:
+    return (", run in ", Mono(folder), "; relative names begin there") if folder else ()
 
 
 def _item(name: str) -> Prose:

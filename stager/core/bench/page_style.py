@@ -91,7 +91,7 @@ svg a { text-decoration: none; }
   a { color: inherit; text-decoration: none; }
   .table { overflow: visible; }
   table { font-size: 6.8pt; }
-  th, td { padding-right: 6px; }
+  th, td { padding-right: 5px; }
   #in-short th, #in-short td { padding-right: 10px; white-space: normal; }
   [id^="within-"] code, [id^="files-"] code { white-space: normal; overflow-wrap: anywhere; }
   figcaption { font-size: 8.5pt; }

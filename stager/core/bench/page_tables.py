@@ -8,6 +8,7 @@ from statistics import median
 
 from stager.core.bench.charts import rates
 from stager.core.bench.page_parts import Entry, Mono, Runs, Table
+from stager.core.bench.page_units import in_one_unit
 from stager.core.bench.plan import ENDING_MAPPED, ENGINES, FETCH, READ, WARMING, measured_against
 from stager.core.bench.reports import COLD, BenchCell, BenchResults, BenchRun, BenchStorage, Spread
 from stager.core.bench.stats import times_as_fast
@@ -197,7 +198,9 @@ def loads(results: Results, storage: str, name: str) -> Table:
             fields = _spread(cell.seconds, "seconds", names, cell.runs)
             fields += [_cell_rate(cell), _cell_cpu(cell), _cell_device(cell), _times(results, cell)]
         rows.append((*_method(cell), *fields, *_counted(results, cell), Runs(cell.runs)))
-    return Table(name, (*columns, _against(results), "rounds", "left out", "runs"), tuple(rows), 2)
+    table = Table(name, (*columns, _against(results), "rounds", "left out", "runs"), tuple(rows), 2)
+    times = ("median", "fastest", "slowest", "mean", "st. dev.")
+    return in_one_unit(table, times, ("throughput",), ("CPU",), ("from below",))
 
 
 def _against(results: Results) -> str:
@@ -229,7 +232,8 @@ def crowd(results: Results, storage: str, name: str) -> Table:
         fields = _spread(cell.loader_seconds, "loader_seconds", names, cell.runs)
         fields += [*_spread(cell.seconds, "seconds", ("median",), cell.runs), _cell_cpu(cell)]
         rows.append((*_method(cell), number, *fields, *_counted(results, cell), Runs(cell.runs)))
-    return Table(name, (*columns, "rounds", "left out", "runs"), tuple(rows), 2)
+    table = Table(name, (*columns, "rounds", "left out", "runs"), tuple(rows), 2)
+    return in_one_unit(table, ("median", "mean", "fastest", "slowest", "st. dev.", "all loaded"), ("CPU",))
 
 
 def over_time(run: BenchRun, name: str) -> Table:
@@ -250,7 +254,8 @@ def over_time(run: BenchRun, name: str) -> Table:
                 Entry(str(lanes), lanes, "timeline, lanes", (run.run,)),
             )
         )
-    return Table(name, ("since the run began", "bytes so far", "throughput", "lanes, P"), tuple(rows), 0)
+    columns = ("since the run began", "bytes so far", "throughput", "lanes, P")
+    return in_one_unit(Table(name, columns, tuple(rows), 0), *((column,) for column in columns[:-1]))
 
 
 def moments(run: BenchRun) -> tuple[tuple[float, int, int], ...]:
@@ -269,7 +274,9 @@ def single_files(results: Results, storage: str, name: str) -> Table:
         what = size(cell.bytes, "bytes", cell.runs)
         rows.append((Entry(Mono(cell.file)), *_method(cell), what, *fields, Runs(cell.runs)))
     columns = ("file", "method", "load", "size", "median", "fastest", "slowest", "throughput", "runs")
-    return Table(name, columns, tuple(rows), 3)
+    return in_one_unit(
+        Table(name, columns, tuple(rows), 3), ("median", "fastest", "slowest"), ("throughput",)
+    )
 
 
 def files_within(results: Results, storage: str, name: str) -> Table:
@@ -289,7 +296,8 @@ def files_within(results: Results, storage: str, name: str) -> Table:
         speed = rate(what / took, "bytes / median of the file's seconds", runs) if took > 0 else _UNKNOWN
         took_entry = seconds(took, "median of the file's seconds", runs)
         rows.append((Entry(Mono(path)), size(what, "bytes of the file", runs), took_entry, speed, Runs(runs)))
-    return Table(name, ("file", "size", "median", "throughput", "runs"), tuple(rows))
+    columns = ("file", "size", "median", "throughput", "runs")
+    return in_one_unit(Table(name, columns, tuple(rows)), ("median",), ("throughput",))
 
 
 def in_short(results: Results) -> Table:

@@ -253,7 +253,7 @@ class BenchSummary(Event):
 
     `began` is a UTC time like ``2026-01-31T12:00:00Z``. `methods` and `loaders` are in the order asked for. `runs` counts the runs in the
     numbers, `disturbed` and `failed` those left out, `unmeasured` the cells without a number. `limits` are the lines that say what no cell of this
-    benchmark can say. `command` is the command line. `report` is the folder of the report, empty without one. `ended` says why it ended
+    benchmark can say. `command` is the command line, `folder` where it was run (empty: it is gone). `report` is the folder of the report, empty without one. `ended` says why it ended
     before every round was gone through, empty when none is missing. `engine` is the command whose starts were timed, None without.
     `table` is for people: programs have the cells.
     """
@@ -275,6 +275,7 @@ class BenchSummary(Event):
     unmeasured: int
     limits: tuple[str, ...]
     command: str
+    folder: str = ""
     report: str = ""
     ended: str = ""
     engine: BenchEngine | None = None

@@ -52,7 +52,7 @@ def seconds_text(value: float) -> str:
     if value == 0:
         return "0 s"
     unit, scaled = ("s", value) if value >= 0.9995 else ("ms", value * 1000)
-    return f"{_digits(scaled)} {unit}"
+    return f"{digits(scaled)} {unit}"
 
 
 def size_text(count: float) -> str:
@@ -60,10 +60,11 @@ def size_text(count: float) -> str:
     value, power = float(count), 0
     while value >= 999.5 and power < len(_UNITS) - 1:
         value, power = value / 1024, power + 1
-    return f"{_digits(value) if power or value % 1 else int(value)} {_UNITS[power]}"
+    return f"{digits(value) if power or value % 1 else int(value)} {_UNITS[power]}"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """`value` with three digits that count, and all those of a number from a thousand on."""
     decimals = next((count for least, count in _DIGITS if value >= least), None)
     return f"{value:.3g}" if decimals is None else f"{value:.{decimals}f}"
 

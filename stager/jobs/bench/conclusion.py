@@ -69,6 +69,7 @@ def conclusion(
         unmeasured=sum(cell.seconds is None for cell in cells),
         limits=_limits(methods, options.to),
         command=options.command,
+        folder=_here(),
         report=os.path.abspath(options.report) if options.report else "",
         ended=ended,
         engine=options.engine.told if options.engine is not None else None,
@@ -84,6 +85,13 @@ def _limits(methods: Sequence[str], to: str) -> tuple[str, ...]:
         return usual
     loads = any(method in LOADED for method in methods)
     return (*(usual if loads else _LIMITS[:1]), _LIMITS_ENGINE)
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""  # it was removed meanwhile
 
 
 def _cell(trials: Trials, trial: Trial, state: str, ended: str) -> BenchCell:
