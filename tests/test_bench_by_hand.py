@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,34 @@ def test_starts_of_an_engine_by_hand(box: Box) -> None:
     for line in lines:
         counted = [int(one.split()[0]) for one in line.splitlines() if one.endswith(" resident")]
         assert counted == [0, *[size] * (len(counted) - 1)], line
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_loader_hears_two_lines_that_come_at_once(box: Box, apart: bool) -> None:
+    path = box.file("weights.bin", 1 << 20)
+    job = json.dumps({"how": "read", "files": [[path, None]]})
+    command = [sys.executable, "-m", "stager.jobs.bench.loader"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as loader:
+        hung = threading.Timer(20, loader.kill)
+        hung.start()
+        assert loader.stdin is not None
+        assert loader.stdout is not None
+        loader.stdin.write(f"{job}\n" if apart else f"{job}\ngo\n")
+        loader.stdin.flush()
+        assert "ready" in json.loads(loader.stdout.readline())
+        if apart:
+            loader.stdin.write("go\n")
+            loader.stdin.flush()
+        assert json.loads(loader.stdout.readline())["files"][0][0] == 1 << 20
+        assert loader.wait(20) == 0
+        hung.cancel()
+
+
+@pytest.mark.parametrize("said", ["", '{"how": "read", "files": []}\n'])
+def test_a_loader_says_that_its_stdin_has_ended(said: str) -> None:
+    command = [sys.executable, "-m", "stager.jobs.bench.loader"]
+    done = subprocess.run(command, input=said, capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert done.returncode == 1
+    assert "stdin ended" in json.loads(done.stdout.splitlines()[-1])["error"]

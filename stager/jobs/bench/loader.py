@@ -2,7 +2,7 @@
 
 It gets one job as JSON on stdin: ``how`` (``read``, ``mmap-names``, ``mmap-offsets``), ``files`` as [path, bytes to read of it or null]. It says
 ``{"ready": what it has used so far}``, begins when a second line comes, and ends with ``{"done": the monotonic clock, "files": [[bytes, seconds], ...],
-"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices. It is ended by the end of its stdin too.
+"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices. The end of its stdin ends it at any time, so whoever starts it must keep
 """
 
 from __future__ import annotations
@@ -77,15 +77,16 @@ def _tensors(view: memoryview) -> list[tuple[str, int, int]]:
         return []
 
 
-def _line() -> bytes:
-    """The next line of stdin; empty at its end. Nothing comes after it before it is answered."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
+def _line(heard: bytearray) -> bytes:
+    """The next line of stdin, empty at its end; `heard` keeps what came with it."""
+    while b"\n" not in heard:
         data = os.read(0, 1 << 16)
         if not data:
             return b""
-        line += data
-    return bytes(line)
+        heard += data
+    line, _, rest = bytes(heard).partition(b"\n")
+    heard[:] = rest
+    return line + b"\n"
 
 
 def _used() -> tuple[float, int]:
@@ -95,9 +96,12 @@ def _used() -> tuple[float, int]:
 
 def _begin(voice: Voice) -> dict[str, Any]:
     """The job, once the word to begin has come."""
-    job: dict[str, Any] = json.loads(_line())
-    voice.say({"ready": _used()})
-    if not _line():
+    heard = bytearray()
+    job: dict[str, Any] = json.loads(_line(heard) or b"{}")
+    if job:
+        voice.say({"ready": _used()})
+    if not job or not _line(heard):
+        voice.say({"error": "stdin ended before there was a job and the word to begin"})
         leave(1)
     end_with_stdin()
     return job
