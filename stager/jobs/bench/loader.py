@@ -2,7 +2,8 @@
 
 It gets one job as JSON on stdin: ``how`` (``read``, ``mmap-names``, ``mmap-offsets``), ``files`` as [path, bytes to read of it or null]. It says
 ``{"ready": what it has used so far}``, begins when a second line comes, and ends with ``{"done": the monotonic clock, "files": [[bytes, seconds], ...],
-"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices. The end of its stdin ends it at any time, so whoever starts it must keep
+"used": ...}``, or with ``{"error": ...}``. What is used: CPU seconds, bytes read from block devices.
+The end of its stdin ends it at any time, so whoever starts it must keep that open.
 """
 
 from __future__ import annotations
