@@ -492,6 +492,39 @@ def test_what_does_not_fit_into_memory_is_refused(box: Box) -> None:
     assert "do not fit into memory" in done.err
 
 
+@pytest.mark.root
+def test_copies_that_do_not_fit_into_memory_are_not_begun(box: Box) -> None:
+    """Each loader keeps all tensors: as many as fit are measured, the others said."""
+    if not os.path.isdir(V1_MEMORY):
+        pytest.skip("needs the memory controller of cgroup v1")
+    model = box.model(size=64 * MIB)
+    words = [model, "--methods", "safetensors", "--loaders", "1,16", "--rounds", "1", "--to", "cpu"]
+    group = Cgroup(f"bench-{os.path.basename(box.folder)}")
+    try:
+        group.limit(900 * MIB)
+        done = good(box, *words, env=with_stand_ins(box), before=group.inside())
+    finally:
+        group.remove()
+    assert cell(done, "safetensors", loaders=1)["rounds"] == 1, str(done)
+    for state in ("cold", "warm"):
+        one = cell(done, "safetensors", state, loaders=16)
+        assert (one["rounds"], one["failed"]) == (0, 0), str(done)
+        assert "16 copies of 64.0 MiB" in one["unmeasured"]
+        assert "do not fit into memory" in one["unmeasured"]
+    assert not [run for run in done.all("bench_run") if run["loaders"] == 16]
+
+
+def test_a_loader_that_is_killed_is_told_with_its_signal(box: Box) -> None:
+    model = box.model(size=MIB)
+    env = with_stand_ins(box, torch=TORCH + "import os; kill = lambda: os.kill(os.getpid(), 9)\n")
+    Path(box.path("safetensors.py")).write_text("def safe_open(*_, **__):\n    import torch; torch.kill()\n")
+    words = [model, "--methods", "safetensors", "--loaders", "1", "--rounds", "1", "--to", "cpu"]
+    done = bench(box, *words, env=env)
+    assert {run["failed"] for run in done.all("bench_run")} == {
+        "a loader was ended by signal 9, as it is when memory runs out"
+    }, str(done)
+
+
 TORCH = """
 class cuda:
     @staticmethod
@@ -519,22 +552,27 @@ class safe_open:
 """
 
 
+def with_stand_ins(box: Box, torch: str = TORCH) -> dict[str, str]:
+    """The environment in which modules of those names stand in for torch and safetensors."""
+    Path(box.path("torch.py")).write_text(torch)
+    Path(box.path("safetensors.py")).write_text(SAFETENSORS)
+    return {"PYTHONPATH": os.pathsep.join([box.folder, environment()["PYTHONPATH"]])}
+
+
 def test_the_loader_of_safetensors_is_run_by_the_interpreter_that_has_it(box: Box) -> None:
     """Modules of those names stand in for torch and safetensors: only the conversation is tested here."""
     model = box.model(size=4 * MIB)
-    Path(box.path("torch.py")).write_text(TORCH)
-    Path(box.path("safetensors.py")).write_text(SAFETENSORS)
+    env = with_stand_ins(box)
     words = [model, "--methods", "safetensors", "--loaders", "2", "--rounds", "1", "--to", "cpu"]
-    path = os.pathsep.join([box.folder, environment()["PYTHONPATH"]])
-    done = good(box, *words, env={"PYTHONPATH": path})
+    done = good(box, *words, env=env)
     size = sum(os.path.getsize(name) for name in files_below(model) if name.endswith(".safetensors"))
     assert size < sum(os.path.getsize(name) for name in files_below(model))
     for state in ("cold", "warm"):
         one = cell(done, "safetensors", state, loaders=2)
         assert (one["rounds"], one["bytes"], one["disturbed"]) == (1, size, 0)
     assert not [line for line in done.event("bench")["limits"] if "engine's own memory: loaders" in line]
-    people = box.run("bench", "--yes", *words, env={"PYTHONPATH": path})
+    people = box.run("bench", "--yes", *words, env=env)
     assert "safetensors: reads " in people.out
-    refused = bench(box, *words[:-1], "cuda", env={"PYTHONPATH": path})
+    refused = bench(box, *words[:-1], "cuda", env=env)
     assert refused.code == 2
     assert "no GPU" in refused.out

@@ -33,6 +33,7 @@ from stager.core.units import count, format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import Children
 from stager.jobs.bench.conclusion import conclusion
+from stager.jobs.bench.copies import too_many_copies
 from stager.jobs.bench.engine import Engine
 from stager.jobs.bench.ground import (
     Ground,
@@ -202,6 +203,7 @@ class Bench:
             self._trials.grounds = await quick.sampled(self._trials.grounds, of)
         self._trials.grounds = [self._fitting(ground) for ground in self._trials.grounds]
         self._plan()
+        self._trials.too_large = too_many_copies(self._planned, self._trials.grounds, self._methods)
 
     async def _rescue(self, why: str) -> None:
         """Tell what was measured before `why` ended it. What goes wrong here is told, for the first error is the one to be raised."""

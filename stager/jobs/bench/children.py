@@ -19,6 +19,7 @@ from stager.core.units import shown
 from stager.jobs.bench.lifeline import Lifeline
 from stager.node.processes import adopt_orphans, children_of, kill_members, members, watch_process
 
+_LOOKS = 200  # at a loader that says nothing more and still runs
 _LOOK_S = 0.005  # between looks at a process that no descriptor tells of
 _STRAYS_S = 0.5  # for children of what was killed to be known as left behind
 _MOST_SAID = 64 << 20
@@ -269,7 +270,7 @@ class _Loader:
                 raise ChildFailed("no time left" if key == "done" else "a loader did not start")
             data = os.read(fd, 1 << 16)
             if not data:
-                raise ChildFailed(f"a loader ended without an answer{last_line(_text(errors))}")
+                raise ChildFailed(f"{_how_it_ended(self.child.pid)}{last_line(_text(errors))}")
             self._heard += data
         line, _, rest = bytes(self._heard).partition(b"\n")
         self._heard = bytearray(rest)
@@ -277,6 +278,20 @@ class _Loader:
         if key not in found:
             raise ChildFailed(str(found.get("error", f"a loader said {shown(line.decode())}")))
         return found
+
+
+def _how_it_ended(pid: int) -> str:
+    """How the loader `pid`, which says nothing more, has ended; it can still be waited for."""
+    for _ in range(_LOOKS):
+        if ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(_LOOK_S)
+    else:
+        return "a loader ended without an answer"
+    if ended.si_code == os.CLD_EXITED:
+        return f"a loader ended without an answer, exit {ended.si_status}"
+    memory = ", as it is when memory runs out" if ended.si_status == signal.SIGKILL else ""
+    return f"a loader was ended by signal {ended.si_status}{memory}"
 
 
 def _memory() -> IO[bytes]:

@@ -79,7 +79,13 @@ for path, _ in job["files"]:
 print(json.dumps({"done": at, "files": files, "used": used()}), flush=True)
 os._exit(0)  # taking torch down would count as CPU of the load
 """
-_ASK = "import sys, torch, safetensors; sys.exit(3 if sys.argv[1] == 'cuda' and not torch.cuda.is_available() else 0)"
+_ASK = """
+import sys, torch, safetensors
+if sys.argv[1] == "cuda":
+    if not torch.cuda.is_available():
+        sys.exit(3)
+    print(torch.cuda.mem_get_info()[0])
+"""
 
 
 class Disturbed(Exception):
@@ -128,7 +134,7 @@ class Took:
 
 @dataclass
 class Methods:
-    """Runs methods with `children`. `scratch` is a folder for markers; `to` and `python` are for safetensors' own loader, `engine` is what the methods of an engine start."""
+    """Runs methods with `children`. `scratch` is a folder for markers; `to` and `python` are for safetensors' own loader, `gpu_free` the bytes free on the GPU at the start, None without one; `engine` is what the methods of an engine start."""
 
     children: Children
     scratch: str
@@ -136,9 +142,10 @@ class Methods:
     python: str = ""
     env: dict[str, str] = field(default_factory=lambda: clean_environment())
     engine: Engine | None = None
+    gpu_free: int | None = None
 
     def check_safetensors(self) -> None:
-        """Raises `UsageError` unless the interpreter has what `to` needs."""
+        """Look at the interpreter, and at the GPU. Raises `UsageError` unless it has what `to` needs."""
         try:
             ended = self.children.command([self.python, "-c", _ASK, self.to], self.env)
         except OSError as exc:
@@ -153,6 +160,8 @@ class Methods:
                 f"--to {self.to}: `{shown(self.python)}` cannot import torch and safetensors: {failure_of(ended)}",
                 hint="name an interpreter that has them with --python, or leave --to out",
             )
+        if self.to == "cuda":
+            self.gpu_free = int(ended.out.split()[-1])
 
     def why_not(self, method: str, ground: Ground) -> str:
         """Why `method` cannot run on `ground`; empty when it can."""

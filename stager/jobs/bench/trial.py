@@ -47,7 +47,7 @@ class Trials:
     """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything, `patience` (seconds) a run that is too slow to matter.
 
     `told` gets every run as soon as it has ended; `runs` has them all. `cut`: time ran out where a run was still to be made, or in one. `refused` says of
-    storages (by index) why the engine is started there no more. `tidy` removes what was fetched.
+    storages (by index) why the engine is started there no more, `too_large` of trials why they are not begun. `tidy` removes what was fetched.
     """
 
     methods: Methods
@@ -59,6 +59,7 @@ class Trials:
     cut: bool = False
     runs: list[BenchRun] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    too_large: dict[Trial, str] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
     _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
     _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
@@ -86,7 +87,7 @@ class Trials:
         if isinstance(ground, StoreGround):
             return ground.why_not or why
         why = (ground.why_not_cold if state == COLD else ground.why_not_warm) or why
-        return why or self.methods.why_not(trial.method, ground)
+        return why or self.too_large.get(trial, "") or self.methods.why_not(trial.method, ground)
 
     async def run(self, trial: Trial, number: int, states: Sequence[str] = (COLD, WARM)) -> None:
         """`trial` in round `number` (from 1), in each of `states`; from a store in both."""
