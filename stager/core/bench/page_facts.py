@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stager.core.bench.page_parts import Entry, Mono, Runs, Table
 from stager.core.bench.page_tables import Results
-from stager.core.bench.reports import COLD, BenchStorage
+from stager.core.bench.reports import COLD, FIRST, BenchRun, BenchStorage
+from stager.core.bench.svg import seconds_text
 from stager.core.bench.wording import LOADS
 from stager.core.units import format_size
 
@@ -16,15 +17,23 @@ def runs_left_out(results: Results) -> Table:
             Runs((run.run,)),
             Entry(Mono(run.storage)),
             Entry(Mono(" ".join(str(part) for part in (run.method, run.setting, run.file) if part))),
-            Entry(LOADS[run.state == COLD]),
+            Entry(FIRST if run.state == FIRST else LOADS[run.state == COLD]),
             Entry(str(run.loaders)),
             Entry(str(run.round)),
-            Entry(f"failed: {run.failed}" if run.failed else f"disturbed: {run.reason}"),
+            Entry(_why_not(run)),
         )
         for run in results.all_runs
         if not run.counts
     )
     return Table("left-out", ("run", "storage", "method", "load", "loaders", "round", "why"), rows, 7)
+
+
+def _why_not(run: BenchRun) -> str:
+    if run.failed:
+        return f"failed: {run.failed}"
+    if run.state == FIRST:
+        return f"the first read, with what caches behind the page cache had then: {seconds_text(run.seconds)}"
+    return f"disturbed: {run.reason}"
 
 
 def machine(results: Results) -> Table:

@@ -68,6 +68,10 @@ _RULES: tuple[Prose, ...] = (
         "of a command its start counts too."
     ),
     *PROOF,
+    (
+        "Before all that, every file of a mount is read once; that read is in no number, and stands among the runs that were left out. Whatever caches behind the "
+        "page cache (a FUSE daemon, a server, an accelerator) has been filled by it when the first cold run begins."
+    ),
     "Every method reads the same files. Several loaders are processes that load them at the same time on one node; they share its page cache.",
     (
         "CPU is the time of all processes that a run has started, user and system; what a FUSE daemon, a server or the kernel's own threads spend for it is not in it. "

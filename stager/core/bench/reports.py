@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from stager.core.bench.setting import Setting
     from stager.core.bench.verdict import BenchSweep
 
-COLD, WARM = "cold", "warm"
+COLD, WARM, FIRST = "cold", "warm", "first"
+"""States of a run. The first read of a storage, before everything else, is in no cell."""
 Key: TypeAlias = "tuple[str, str, str, str, int, Setting | None]"
 """Storage, file, method, state, loaders, setting: what tells one cell from another."""
 
@@ -64,7 +65,7 @@ class BenchRun(Event):
     named), all for anybody; or ``fetch`` (what its summary says came from the store). None and empty where nobody did. `resident_before` and `resident_after` are bytes in the page cache,
     None where that cannot be known; `residency_by` says how they were counted: ``cachestat``, ``mincore``, ``memory-fs``, or ``canary`` on a mount that
     drops pages when a file is opened (there, nothing is ever resident at the start of a run, and nobody can look afterwards).
-    A `disturbed` run counts nowhere; `reason` says what disturbed it. `failed` says why it did not end well; it counts nowhere either.
+    A `disturbed` run counts nowhere; `reason` says what disturbed it. So it is with the run in state ``first``, of round 0, that reads everything once before all others. `failed` says why it did not end well; it counts nowhere either.
     `before_seconds` is the part of `seconds` that went by before the loaders or the engine were started: the warming of ``warm+mmap`` and ``warm+engine``, the fetch of
     ``fetch+mmap`` and ``fetch+engine``; 0 without such a step. A start of an engine ends when it is ready: its seconds and CPU seconds count until then. `caveat` says what a reader must know of a run that
     counts: that pages were gone when an engine was ready, which may be its own doing.
@@ -115,7 +116,7 @@ class BenchRun(Event):
     @property
     def counts(self) -> bool:
         """Whether the run belongs to its cell's numbers."""
-        return not self.disturbed and not self.failed
+        return not self.disturbed and not self.failed and self.state != FIRST
 
     def text(self) -> str:
         """One line."""
@@ -133,6 +134,8 @@ class BenchRun(Event):
             took += f", {seconds_text(self.before_seconds)} of it {step_before(self.method)}"
         if self.caveat:
             took += f", {self.caveat}"
+        if self.state == FIRST:
+            took += ", not counted"
         return f"{self.run}  {what}: {took}" + (f", thrown away: {self.reason}" if self.disturbed else "")
 
 

@@ -20,7 +20,7 @@ from stager.core.bench.plan import (
 )
 from stager.core.bench.reports import COLD
 from stager.core.model import Known
-from stager.core.units import format_size
+from stager.core.units import format_size, shown
 from stager.jobs.bench.methods import Disturbed
 from stager.jobs.bench.watch import Watch
 from stager.node import counters, pagecache, reclaim
@@ -105,7 +105,7 @@ class Proof:
 
     def _nothing_there(self) -> None:
         if self.resident is None:
-            raise Disturbed("its pages can no longer be counted")
+            raise Disturbed(f"its pages can no longer be counted{_trouble(self.ground)}")
         if self.resident:
             there = format_size(self.resident)
             raise Disturbed(f"{there} are resident again when it is to begin: somebody else reads them")
@@ -164,12 +164,23 @@ def lost(ground: Ground, found: int | None, *, dropped: bool) -> str:
     if not ground.counted:
         return ""
     if found is None:
-        return "its pages can no longer be counted"
+        return f"its pages can no longer be counted{_trouble(ground)}"
     if found >= ground.total:
         return ""
     missing = ground.total - found
     by = "somebody dropped the whole page cache" if dropped else _who(ground, missing)
     return f"{format_size(missing)} of {format_size(ground.total)} are not resident: {by}"
+
+
+def _trouble(ground: Ground) -> str:
+    """What is wrong with the first file that cannot be looked at any more."""
+    for file in ground.files:
+        try:
+            with opened(file.path):
+                pass
+        except OSError as exc:
+            return f": {shown(file.entry.path)}: {exc.strerror}"
+    return ""
 
 
 def _who(ground: Ground, missing: int) -> str:

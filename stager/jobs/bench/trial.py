@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from stager.core.bench.counting import FETCH
 from stager.core.bench.evidence import charges
-from stager.core.bench.plan import ENGINES, FETCH_ENGINE, FETCH_MMAP, NAMES, READ, repeats
-from stager.core.bench.reports import COLD, WARM, BenchRun
+from stager.core.bench.plan import ENGINES, FETCH_ENGINE, FETCH_MMAP, NAMES, READ, Trial, repeats
+from stager.core.bench.reports import COLD, FIRST, WARM, BenchRun
 from stager.core.bench.sweep import TOO_SLOW
 from stager.core.units import format_size, shown
 from stager.engine import runtime
@@ -27,7 +27,6 @@ from stager.jobs.bench.proof import lost as _lost
 from stager.jobs.options import Selection
 
 if TYPE_CHECKING:
-    from stager.core.bench.plan import Trial
     from stager.core.bench.reports import BenchStorage
     from stager.jobs.bench.methods import Methods
 
@@ -62,6 +61,7 @@ class Trials:
     too_large: dict[Trial, str] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
     _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
+    _failures: dict[tuple[Trial, str], str] = field(default_factory=dict)
     _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
     _charging: set[str] = field(default_factory=set)
 
@@ -71,12 +71,16 @@ class Trials:
         return self.until is not None and time.monotonic() >= self.until
 
     async def begin(self) -> None:
-        """Read each mount's files once, uncounted: memory that a virtual machine has never touched is slow the first time."""
-        for ground in self.grounds:
+        """Read each mount's files once, uncounted: memory that a virtual machine has never touched is slow the first time.
+
+        What that took is told: it is the only read before which nothing of this benchmark has filled the caches behind the mount.
+        """
+        for index, ground in enumerate(self.grounds):
             if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
                 call = partial(tried, partial(self.methods.load, READ, ground, 1, self.until))
                 took = await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
                 await runtime.in_thread("looking at it", partial(self._learn, ground, took))
+                self._keep(_made(ground.storage, Trial(index, READ, 1), FIRST, 0, took, ground.total))
 
     def why_not(self, trial: Trial, state: str) -> str:
         """Why there is no such run; empty where there may be."""
@@ -102,7 +106,7 @@ class Trials:
             await runtime.in_thread(f"evicting {shown(ground.storage.path)}", partial(_chilled, ground))
 
     async def _repeat(self, trial: Trial, state: str, once: Callable[[], Awaitable[BenchRun]]) -> None:
-        """Run `once` until a run counts, at most as often again as there are rounds. What failed fails again: it is not tried in any round."""
+        """Run `once` until a run counts, at most as often again as there are rounds. What failed is tried in the next round, and when it fails alike in none after that."""
         while not (self.why_not(trial, state) or (trial, state) in self._hopeless):
             if self.over:
                 self.cut = True
@@ -110,7 +114,9 @@ class Trials:
             made = await once()
             if made.failed:
                 self.cut = self.cut or self.over
-                self._hopeless.add((trial, state))
+                if made.failed in (self._failures.get((trial, state)), TOO_SLOW):
+                    self._hopeless.add((trial, state))
+            self._failures[trial, state] = made.failed
             if not made.disturbed or self._again[trial, state] >= repeats(self.rounds):
                 return
             self._again[trial, state] += 1
@@ -185,8 +191,10 @@ class Trials:
             return _Pages(0)  # opening the files drops what there may be
         found = _counted(ground)
         if found is not None and found < ground.total:
-            self._fill(ground)
+            filled = self._fill(ground)
             found = _counted(ground)
+            if filled.failed:
+                return _Pages(found, f"it could not be read in full before: {filled.failed}")
         return _Pages(found, _lost(ground, found, dropped=False))
 
     def _fill(self, ground: Ground) -> Took:
