@@ -204,7 +204,8 @@ def test_a_mount_that_keeps_pages_and_one_that_drops_them(box: Box, fuse_mount: 
     by_storage = {(one["storage"], one["method"], one["state"]): one for one in done.all("bench_cell")}
     assert by_storage[keeps.path, "read", "warm"]["rounds"] == 1
     assert by_storage[keeps.path, "warm", "cold"]["rounds"] == 1
-    dropping = [run for run in done.all("bench_run") if run["storage"] == drops.path]
+    first, *dropping = [run for run in done.all("bench_run") if run["storage"] == drops.path]
+    assert (first["state"], first["round"], first["method"]) == ("first", 0, "read")
     assert [
         (run["method"], run["residency_by"], run["resident_before"], run["resident_after"])
         for run in dropping
@@ -372,6 +373,48 @@ def test_at_the_timeout_it_says_what_there_is(box: Box, fuse_mount: MountFactory
     assert done.code == 10, str(done)
     assert cell(done, "read")["seconds"] is None
     assert done.event("bench")["unmeasured"] == 2
+
+
+def test_the_first_read_is_told_and_in_no_number(box: Box) -> None:
+    done = good(box, box.model(size=4 * MIB), "--methods", "read", "--loaders", "1", "--rounds", "1")
+    first = done.all("bench_run")[0]
+    assert (first["run"], first["state"], first["round"], first["seconds"] > 0) == ("r001", "first", 0, True)
+    assert all("r001" not in one["runs"] for one in done.all("bench_cell"))
+    assert done.event("bench")["runs"] == len(done.all("bench_run")) - 1
+
+
+@pytest.mark.root
+def test_one_failure_leaves_the_other_rounds_to_a_cell(box: Box, fuse_mount: MountFactory) -> None:
+    slow = fuse_mount(synthetic={"a.bin": 4 * MIB}, keep_cache="always", stream_rate=4 * MIB)
+    word = f"BENCH_TEST={os.path.basename(box.folder)}"
+    name, _, value = word.partition("=")
+    words = ["bench", "--yes", "--json", slow.path, "--methods", "read", "--loaders", "1", "--rounds", "2"]
+    running = box.start(*words, env={name: value})
+    running.await_text('"state":"first"', 30)
+    file = os.path.join(slow.path, "a.bin")
+    readers: list[int] = []
+
+    def reading() -> bool:
+        readers[:] = [pid for pid in with_word(word) if pid != running.pid and has_open(pid, file)]
+        return bool(readers)
+
+    until(reading, "a reader", 20)
+    os.kill(readers[0], signal.SIGKILL)
+    done = running.finish(60)
+    assert done.code == 0, str(done)
+    one = cell(done, "read")
+    assert (one["failed"], one["rounds"]) == (1, 1), str(done)
+
+
+def test_a_file_that_is_gone_is_named(box: Box) -> None:
+    model = box.model(size=2 * MIB)
+    running = box.start("bench", "--yes", "--json", model, "--methods", "read", "--loaders", "1", "--rounds", "60")
+    running.await_text('"state":"cold"', 30)
+    gone = next(path for path in files_below(model) if path.endswith(".safetensors"))
+    os.unlink(gone)
+    done = running.finish(120)
+    reasons = {run["reason"] or run["failed"] for run in done.all("bench_run") if run["disturbed"] or run["failed"]}
+    assert any(os.path.basename(gone) in reason for reason in reasons), str(reasons)
 
 
 # What it leaves behind
