@@ -408,12 +408,16 @@ def test_one_failure_leaves_the_other_rounds_to_a_cell(box: Box, fuse_mount: Mou
 
 def test_a_file_that_is_gone_is_named(box: Box) -> None:
     model = box.model(size=2 * MIB)
-    running = box.start("bench", "--yes", "--json", model, "--methods", "read", "--loaders", "1", "--rounds", "60")
+    running = box.start(
+        "bench", "--yes", "--json", model, "--methods", "read", "--loaders", "1", "--rounds", "60"
+    )
     running.await_text('"state":"cold"', 30)
     gone = next(path for path in files_below(model) if path.endswith(".safetensors"))
     os.unlink(gone)
     done = running.finish(120)
-    reasons = {run["reason"] or run["failed"] for run in done.all("bench_run") if run["disturbed"] or run["failed"]}
+    reasons = {
+        run["reason"] or run["failed"] for run in done.all("bench_run") if run["disturbed"] or run["failed"]
+    }
     assert any(os.path.basename(gone) in reason for reason in reasons), str(reasons)
 
 

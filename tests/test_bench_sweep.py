@@ -150,7 +150,9 @@ def test_what_a_stop_leaves_of_a_sweep_is_told(box: Box, fuse_mount: MountFactor
     found = done.event("bench_sweep")
     assert found["best"]["setting"] is not None
     assert "SIGTERM" in done.event("bench")["ended"]
-    assert done.event("bench")["runs"] == len([run for run in done.all("bench_run") if run["state"] != "first"])
+    assert done.event("bench")["runs"] == len(
+        [run for run in done.all("bench_run") if run["state"] != "first"]
+    )
 
 
 @pytest.mark.root

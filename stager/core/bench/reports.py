@@ -121,9 +121,7 @@ class BenchRun(Event):
     def text(self) -> str:
         """One line."""
         method = f"{self.method} {self.setting}" if self.setting else self.method
-        what = (
-            f"{shown(self.storage)}: {method}, {LOADS[self.state == COLD]}, {count(self.loaders, 'loader')}"
-        )
+        what = f"{shown(self.storage)}: {method}, {FIRST if self.state == FIRST else LOADS[self.state == COLD]}, {count(self.loaders, 'loader')}"
         if self.file:
             what += f", {shown(self.file)}"
         if self.failed:
