@@ -241,6 +241,10 @@ def test_a_store_is_measured_through_fetch_and_nothing_stays(bed: Bed, source: s
     run = next(run for run in done.all("bench_run") if run["loaders"] == 2)
     assert len(run["loader_seconds"]) == 2
     assert min(run["loader_seconds"]) > 0
+    cold = next(run for run in done.all("bench_run") if (run["method"], run["state"]) == ("fetch", "cold"))
+    (began, *_), (ended, brought, _) = cold["timeline"][0], cold["timeline"][-1]
+    assert 0 < began <= ended < cold["seconds"]
+    assert brought == size
     assert os.listdir(into) == []
     assert bed.sent >= 2 * size
     assert not [record for record in bed.oss.log.records() if record.method not in ("GET", "HEAD")]
