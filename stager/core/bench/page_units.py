@@ -12,7 +12,8 @@ from stager.core.units import GIB, KIB, MIB
 
 _SIZES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 _UNITS = {"s": 1.0, "ms": 1e-3, **_SIZES, **{f"{name}/s": size for name, size in _SIZES.items()}}
-_LEAST = 0.001  # what is less in its column's unit keeps its own
+# What is less in its column's unit keeps its own.
+_LEAST_TIME, _LEAST_SIZE = 0.001, 0.01
 _MOST = 9_999.5  # five digits are no longer read at a glance
 
 
@@ -49,6 +50,6 @@ def _written(entry: Entry | Runs, unit: str) -> Entry | Runs:
     if isinstance(entry, Runs) or entry.value is None or not unit or not _unit(entry):
         return entry
     scaled = entry.value / _UNITS[unit]
-    if scaled and scaled < _LEAST:
+    if scaled and scaled < (_LEAST_TIME if unit in ("s", "ms") else _LEAST_SIZE):
         return entry
     return replace(entry, text=f"{digits(scaled)} {unit}" if scaled else f"0 {unit}")

@@ -14,7 +14,8 @@ _LETTERS = (
     ("mwMW@%+<>=~—…", 1.0),
 )  # widths as shares of SIZE, in DejaVu Sans, the widest of the usual fonts
 _LOWER, _UPPER = 0.645, 0.79  # those of all others
-_DIGITS = ((99.95, 0), (9.995, 1), (0.9995, 2))  # from where on so many decimals are three digits
+# From where on so many decimals are three digits.
+_DIGITS = ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3), (0.009995, 4), (0.0009995, 5))
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _LEAST = 1e-12  # what is not above it is nothing
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
