@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stager.core.bench.page import markdown
 from stager.core.bench.page_by_hand import bash_word
+from tests import bench_samples
 from tests.fetchbed import Bed
 from tests.harness import Box, environment, files_below, resident
 
@@ -127,23 +130,40 @@ def test_a_setting_of_a_sweep_is_warmed_by_hand(box: Box) -> None:
         assert counted == ["0 bytes resident", f"{size} bytes resident"]
 
 
-def test_a_part_of_a_file_is_read_by_hand_too(box: Box) -> None:
-    from dataclasses import replace
-
-    from stager.core.bench.page import markdown
-    from tests import bench_samples
-
+def test_a_part_of_a_file_is_read_by_hand_too_and_all_of_another(box: Box) -> None:
     path = box.file("weights.bin", 64 << 20)
     results = bench_samples.realistic()
     one = replace(results.summary.storages[0], path=path, root=box.folder, files=1, part=1 << 20)
+    whole = replace(one, path=box.file("other.bin", 48 << 20), part=None)
     Path(box.path("report.md")).write_text(
-        markdown(replace(results, summary=replace(results.summary, storages=(one,)))), "utf-8"
+        markdown(replace(results, summary=replace(results.summary, storages=(one, whole)))), "utf-8"
     )
-    said = typed(box, told_apart(commands(box.folder)))
-    for line in said.split(MARK)[1:]:
+    lines = typed(box, told_apart(commands(box.folder))).split(MARK)[1:]
+    half = len(lines) // 2
+    assert [line.splitlines()[0] for line in lines[:half]] == [line.splitlines()[0] for line in lines[half:]]
+    for at, line in enumerate(lines):
         sizes = [int(one.split()[0]) for one in line.splitlines() if one.endswith(" resident")]
         assert sizes[0] == 0
-        assert all(1 << 20 <= size <= 32 << 20 for size in sizes[1:]), line  # what was read ahead counts
+        if at < half:
+            assert all(1 << 20 <= size <= 32 << 20 for size in sizes[1:]), line  # what was read ahead counts
+        else:
+            assert set(sizes[1:]) == {48 << 20}, line
+
+
+def test_a_store_beside_a_mount_finds_its_loader(box: Box) -> None:
+    results = bench_samples.realistic()
+    one, _, store = results.summary.storages
+    for methods, part, programs in (
+        (("warm", "fetch"), None, 1),
+        (("mmap-names", "fetch+mmap"), None, 1),
+        (("mmap-names", "fetch+mmap"), 1 << 20, 2),
+    ):
+        summary = replace(results.summary, methods=methods, storages=(replace(one, part=part), store))
+        Path(box.path("report.md")).write_text(markdown(replace(results, summary=summary)), "utf-8")
+        script = commands(box.folder)
+        assert script.count("load.py\" <<'END'") == programs
+        before = script[: script.index("stager fetch")]
+        assert "[:1048576]" not in before[before.rindex("load.py\" <<'END'") :]
 
 
 def test_a_store_is_fetched_and_loaded_by_hand(bed: Bed) -> None:

@@ -6,13 +6,16 @@ import json
 import os
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stager.core.bench.page_tables import Results, headline
 from stager.core.bench.plan import (
     ALONE,
+    ENDING_MAPPED,
     ENGINES,
     LOADED,
     METHODS,
@@ -28,7 +31,7 @@ from stager.core.bench.plan import (
     trials_of,
 )
 from stager.core.bench.quick import Sample, whole_sample
-from stager.core.bench.reports import BenchRun, BenchStorage
+from stager.core.bench.reports import BenchCell, BenchRun, BenchStorage
 from stager.core.bench.stats import make_cell, runs_of, spread, times_as_fast
 from stager.core.bench.table import table
 from stager.core.bench.wording import seconds_text, times_text
@@ -42,6 +45,7 @@ from stager.jobs.bench.children import Children, Ended
 from stager.jobs.bench.ground import StoreGround, redacted
 from stager.jobs.bench.methods import timeline
 from stager.store.opening import StoreOptions
+from tests import bench_samples
 
 seconds = st.floats(min_value=1e-4, max_value=1e5)
 REFERENCE = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
@@ -124,6 +128,43 @@ def test_only_loaders_come_in_several() -> None:
     assert {one.method for one in trials if one.loaders == 8} == set(LOADED)
     assert {(one.method, one.file) for one in trials if one.file} == {(m, f) for m in ALONE for f in "ab"}
     assert len(set(trials)) == len(trials)
+
+
+def test_rivals_before_a_load_have_the_fewest_loaders_unless_they_are_named() -> None:
+    found = {
+        named: [
+            one
+            for one in trials_of(0, METHODS, (2, 8), named=named)
+            if one.method in ("recipe+mmap", "vmtouch+mmap")
+        ]
+        for named in (True, False)
+    }
+    assert [one.loaders for one in found[True]] == [2, 8, 2, 8]
+    assert [one.loaders for one in found[False]] == [2, 2]
+
+
+def test_the_headline_is_open_to_everybody_who_ends_mapped() -> None:
+    def made(method: str, took: float, state: str = "cold") -> BenchCell:
+        runs = [run(took, method=method, state=state)]
+        return make_cell("/m", "ext4", method, state, 1, file="", runs=runs)
+
+    place = bench_samples.storage("/m", "ext4")
+    whole = bench_samples.realistic()
+    for fastest in ("recipe+mmap", "vmtouch+mmap", "warm+mmap", "mmap-names"):
+        others = [made(name, 9.0) for name in ENDING_MAPPED if name != fastest]
+        cells = (
+            made("read", 1.0),
+            made("recipe", 1.0),
+            made(fastest, 2.0),
+            *others,
+            made("read", 1.0, "warm"),
+            made("mmap-offsets", 3.0, "warm"),
+        )
+        results = Results(
+            replace(whole, cells=cells, runs=(), summary=replace(whole.summary, storages=(place,)))
+        )
+        plain, cold, second = headline(results, place)
+        assert [one.method for one in (plain, cold, second) if one] == ["read", fastest, "mmap-offsets"]
 
 
 def test_methods_are_those_that_mean_something() -> None:

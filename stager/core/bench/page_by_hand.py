@@ -89,15 +89,18 @@ def by_hand(results: Results) -> list[Block]:
     mounts = [storage for storage in results.storages if storage.kind == "mount"]
     stores = [storage for storage in results.storages if storage.kind != "mount"]
     blocks: list[Block] = []
-    if mounts:
-        blocks += [*_first(results, mounts[0]), *_lines(results, mounts[0])]
-    for storage in mounts[1:]:
-        blocks += _another(results, storage)
+    for at, storage in enumerate(mounts):
+        again = at > 0 and storage.part == mounts[at - 1].part
+        blocks += _another(results, storage, again=again) if at else _first(results, storage)
+        blocks += [] if again else _lines(results, storage)
     if stores and not mounts:
-        blocks += [
-            Code(("D=$(mktemp -d)",)),
-            *([] if results.summary.engine else _programs(part=None, to="")),
-        ]
+        blocks.append(Code(("D=$(mktemp -d)",)))
+    if (
+        stores
+        and results.summary.engine is None
+        and not (_loads(results) and mounts and mounts[-1].part is None)
+    ):
+        blocks += _programs(part=None, to="")
     for storage in stores:
         blocks += _of_store(storage, results.summary.engine)
     return [*blocks, "At the end:", Code(('rm -r "$D"',))] if blocks else []
@@ -117,8 +120,14 @@ def _first(results: Results, storage: BenchStorage) -> list[Block]:
     ]
 
 
-def _another(results: Results, storage: BenchStorage) -> list[Block]:
-    text = (Mono(storage.path), f": these files ({_count(storage)}), and then the last lines above again.")
+def _loads(results: Results) -> bool:
+    """Whether the lines for mounts have a load by mapping in them."""
+    return not results.sweeps and bool({OFFSETS, NAMES, *THEN_MMAP} & set(results.summary.methods))
+
+
+def _another(results: Results, storage: BenchStorage, *, again: bool) -> list[Block]:
+    then = "and then the last lines above again" if again else "and then"
+    text = (Mono(storage.path), f": these files ({_count(storage)}), {then}{'.' if again else ':'}")
     engine = results.summary.engine
     start = (_start(engine, bash_word(storage.path)),) if engine else ()
     return [text, Code((*_list(results, storage), *start)), *_below(storage)]
@@ -242,11 +251,7 @@ def _lines(results: Results, storage: BenchStorage) -> list[Block]:
         f"the report has the time of both together. Loaders that the shell starts begin some ms apart; {_OWN}"
     )
     return [
-        *(
-            _programs(part=storage.part, to=to)
-            if any("load" in line or "several" in line for line in lines)
-            else []
-        ),
+        *(_programs(part=storage.part, to=to) if _loads(results) or to else []),
         (
             f"{text}{more}",
             Mono("real"),
