@@ -22,7 +22,7 @@ from stager.core.bench.quick import (
 )
 from stager.core.units import GIB
 from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, Box, Done, files_below
+from tests.harness import MIB, V1_MEMORY, Box, Cgroup, Done, files_below
 
 rates = st.builds(Rates, st.floats(1, 1e10), st.floats(1, 1e10), st.booleans())
 sizes_of_models = st.lists(st.integers(0, 10**12), min_size=1, max_size=40)
@@ -169,6 +169,22 @@ def test_storages_that_are_too_slow_are_said_to_be_and_are_measured_all_the_same
     assert "short_of_time" in [one["code"] for one in done.all("note")]
     assert {one["storage"] for one in done.all("bench_run")} >= {slow[0].path}
     assert done.code in (0, 10)
+
+
+@pytest.mark.root
+def test_what_does_not_fit_into_memory_is_read_in_part(box: Box) -> None:
+    if not os.path.isdir(V1_MEMORY):
+        pytest.skip("needs the memory controller of cgroup v1")
+    model = os.path.dirname(box.sparse("huge/a.bin", 900 * MIB))
+    group = Cgroup(f"quick-{os.path.basename(box.folder)}")
+    try:
+        group.limit(300 * MIB)
+        words = ["--yes", "--json", "--quick", "--methods", "read", "--loaders", "1"]
+        done = box.run("bench", model, *words, before=group.inside())
+    finally:
+        group.remove()
+    assert done.code == 0, str(done)
+    assert 16 * MIB <= done.event("bench")["storages"][0]["bytes"] <= 240 * MIB
 
 
 # The baseline

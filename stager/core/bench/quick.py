@@ -22,7 +22,7 @@ _SPARE = 0.1  # of all the time: for what takes longer than planned
 OVERHEAD_S = 0.6
 """What a run takes beside its reading, in seconds: processes that start, pages that are counted."""
 _UNFORESEEN = 1.2
-_FROM_MEMORY = 1e9  # bytes/s of a second load, its pages counted before and after
+_FROM_MEMORY = 2.5e9  # bytes/s of a second load, its pages counted before and after
 _STREAMS = 16  # as many files at once are read by the methods that read several
 _LEAST_PART = 2 * MIB  # of a file, if fewer files will do: below, what it takes to open them is most of it
 

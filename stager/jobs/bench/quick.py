@@ -18,11 +18,13 @@ from stager.core.bench.quick import (
     whole_sample,
     work_left,
 )
+from stager.core.budget import Policy, admit
 from stager.core.events import Note
 from stager.core.units import count, format_duration, format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.ground import StoreGround, new_folder
 from stager.jobs.bench.probe import fetch_rate, rates
+from stager.node.memory import Gauge
 
 if TYPE_CHECKING:
     from stager.core.bench.plan import Trial
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from stager.jobs.bench.ground import Ground
     from stager.jobs.bench.methods import Methods
     from stager.jobs.bench.sweep import Sweep
+
+_MARGIN = 0.8  # of the room that memory has, where not all fits: the processes of the runs want some too
 
 
 @dataclass
@@ -94,11 +98,13 @@ class Quick:
         if isinstance(ground, StoreGround):
             found = ground.sampled(whole_sample([size for _, size in ground.sizes], budget))
         else:
-            sizes = [file.size for file in ground.files]
+            sizes, room = [file.size for file in ground.files], _room(ground.total)
             if self.sweep is not None:
                 found = ground.sampled(self.sweep.quick_sample(sizes, rate.read, seconds))
             else:
                 found = ground.sampled(sample(sizes, budget))
+            if found.total > room:  # what does not stay in memory cannot be proven
+                found = ground.sampled(sample(sizes, room))
         if found.storage.sampled:
             part = found.storage.part
             files = count(found.storage.files, "file")
@@ -109,3 +115,9 @@ class Quick:
             text = f"--quick: {format_size(found.total)} of {format_size(ground.total)} are read ({files}) of {shown(ground.storage.path)}"
             self.reporter.emit(Note("info", "sampled", text))
         return found
+
+
+def _room(size: int) -> int:
+    """How many of `size` bytes fit into memory now, with a margin where not all do."""
+    admission = admit(Gauge().read(), Policy(reserve=0), size, 0)
+    return size if admission.fits else int(_MARGIN * admission.granted)
