@@ -152,6 +152,15 @@ def test_storages_of_different_amounts_have_scales_of_their_own_and_it_is_said(t
     assert seen == [(False, False, False), (True, True, True)]
 
 
+def test_a_node_that_pages_out_by_itself_is_told(tmp_path: Path) -> None:
+    results = bench_samples.realistic()
+    for shown_by, should in (("", "no, as far as can be seen"), ("/sys/x/action", "yes: /sys/x/action")):
+        machine = replace(results.summary.machine, pages_out=shown_by)
+        write_report(replace(results, summary=replace(results.summary, machine=machine)), str(tmp_path))
+        (grid,) = [grid for grid in page_of(tmp_path).grids if grid.id == "machine"]
+        assert ["pages out idle memory by itself", should] in grid.texts()
+
+
 def test_the_first_chart_has_the_numbers_of_the_first_table(tmp_path: Path) -> None:
     results = bench_samples.realistic()
     write_report(results, str(tmp_path / "three"))

@@ -289,7 +289,7 @@ def _of_store(storage: BenchStorage, engine: BenchEngine | None) -> list[Block]:
             Mono(storage.path),
             ": it is fetched into an empty folder, and once more into the same, which is the second load. What follows on either counts in the report for ",
             Mono(FETCH_ENGINE if engine else FETCH_MMAP),
-            " alone. The credentials come from the environment.",
+            " alone. Credentials, and an endpoint that is not named here, come from the environment.",
         ),
         Code((f"S=$(mktemp -d -p {where})", *lines, 'rm -r "$S"')),
     ]
