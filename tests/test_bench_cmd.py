@@ -571,7 +571,7 @@ def test_a_loader_that_is_killed_is_told_with_its_signal(box: Box) -> None:
     Path(box.path("safetensors.py")).write_text("def safe_open(*_, **__):\n    import torch; torch.kill()\n")
     words = [model, "--methods", "safetensors", "--loaders", "1", "--rounds", "1", "--to", "cpu"]
     done = bench(box, *words, env=env)
-    assert {run["failed"] for run in done.all("bench_run")} == {
+    assert {run["failed"] for run in done.all("bench_run") if run["state"] != "first"} == {
         "a loader was ended by signal 9, as it is when memory runs out"
     }, str(done)
 
