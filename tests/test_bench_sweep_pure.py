@@ -287,6 +287,28 @@ def test_even_runs_are_seldom_told_apart_and_others_mostly_are(spread: float) ->
     assert apart(math.exp(4 * spread)) > 0.8
 
 
+def test_one_run_that_was_held_up_is_not_the_noise_of_all() -> None:
+    """Seconds of a real sweep: four lanes were 1.75 times as fast, and one of its runs met something else."""
+    timed: Timed = {
+        PIECES: [1.68, 6.36, 1.75], FEW: [2.95, 3.38, 2.94], MANY: [2.96, 2.94, 2.99], None: [2.96, 3.16, 2.95],
+    }  # fmt: skip
+    found = judged(timed)
+    assert found.best
+    assert (found.best.setting, found.even, found.beyond_noise) == (PIECES, (), True)
+    assert found.noise < 0.25
+    table = table_of(timed)
+    assert f"runs of {PIECES} lay between 1.68s and 6.36s" in table
+    assert "unsteady" not in table
+
+
+def test_what_is_far_apart_is_never_even() -> None:
+    timed: Timed = {FEW: [2.0, 1.0, 4.0], MANY: [1.1, 0.5, 2.2], None: [1.0, 3.0, 9.0]}
+    found = judged(timed)
+    assert found.best
+    assert (found.best.setting, found.noise) == (MANY, 0.5)
+    assert "unsteady" in table_of(timed)
+
+
 def test_noise_is_unknown_where_nothing_was_repeated() -> None:
     assert noise_of([[1.0], [2.0], []]) is None
     assert noise_of([[1.0, 1.0], [2.0]]) == 0.02

@@ -64,7 +64,7 @@ _RULES: tuple[Prose, ...] = (
     ),
     (
         "The best is the gentlest of all that are even with the fastest: fewest lanes first, then longest spans. Even are medians that differ by no more than "
-        "noise, which is 2.5 times the standard deviation of repeated runs (of their logarithms, pooled over all settings), times the root of 2 / runs, and at least 2 %; 10 % "
+        "noise, which is 2.5 times the standard deviation of repeated runs (of their logarithms, the median of all settings', so that one run that was held up is not the noise of all), times the root of 2 / runs, from 2 % to 50 %; 10 % "
         "where nothing was measured twice. The same holds for warming by itself beside the best."
     ),
     "Throughput is the bytes of the files by the median of the seconds. Against best: a median divided by that of the best.",

@@ -9,6 +9,7 @@ from stager.core.bench.reports import BenchCell, BenchStorage
 from stager.core.bench.setting import Setting
 from stager.core.bench.sweep import TOO_SLOW
 from stager.core.bench.table import head
+from stager.core.bench.verdict import UNSTEADY
 from stager.core.bench.wording import seconds_text
 from stager.core.plan import span_text
 from stager.core.units import format_size
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from stager.core.bench.verdict import BenchSweep, SweepFigure
 
 _BEST, _EVEN, _ONCE = "*", "=", "~"
+_FAR_APART = 1.5
 _NAMED = 3  # so many settings that are even with the best are named in a line
 
 
@@ -33,10 +35,20 @@ def sweep_table(
 
 def _block(storage: BenchStorage, cells: list[BenchCell], sweep: BenchSweep) -> str:
     lines = [head(storage), *_grid(cells, sweep)] if any(cell.seconds for cell in cells) else [head(storage)]
-    lines += [f"  {line}" for line in sweep_lines(sweep)]
+    lines += [f"  {line}" for line in (*sweep_lines(sweep), *_held_up(cells))]
     if sweep.command:
         lines.append(f"  so: {sweep.command}")
     return "\n".join([*lines, *(f"  not measured: {line}" for line in (*storage.limits, *_reasons(cells)))])
+
+
+def _held_up(cells: list[BenchCell]) -> list[str]:
+    """The settings of which one run took far longer than another: a median of three hides one such run, not two."""
+    found = []
+    for cell in cells:
+        if cell.seconds is not None and cell.seconds.max > _FAR_APART * cell.seconds.min:
+            between = f"{seconds_text(cell.seconds.min)} and {seconds_text(cell.seconds.max)}"
+            found.append(f"runs of {cell.setting or 'adaptive'} lay between {between}")
+    return found
 
 
 def _reasons(cells: list[BenchCell]) -> list[str]:
@@ -109,6 +121,10 @@ def sweep_lines(sweep: BenchSweep) -> list[str]:
         lines.append(f"nothing was measured twice: what is within {share} is taken for even")
     else:
         lines.append(f"even is what is within {share}, by how far repeated runs of one setting lay apart")
+    if sweep.noise > UNSTEADY:
+        lines.append(
+            "unsteady: runs of one setting lay that far apart; measure again while nobody else uses the machine, or with more --rounds"
+        )
     return lines
 
 

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median, stdev
 from typing import ClassVar
 
 from stager.core.bench.reports import BenchCell, BenchPace, BenchRun, BenchStorage
@@ -16,6 +16,9 @@ from stager.core.events import Event
 UNREPEATED = 0.1
 """The share that counts as noise where nothing was measured twice."""
 _LEAST_NOISE = 0.02
+_MOST_NOISE = 0.5  # what is further apart is never called even, whatever the runs did
+UNSTEADY = 0.25
+"""A noise above this share says more of the machine than of the settings."""
 _TIMES = 2.5  # two standard errors of a difference of medians, which are a quarter wider than means
 
 
@@ -34,8 +37,8 @@ class BenchSweep(Event):
     """What the sweep of one storage found. Sizes in bytes, times in seconds; a span of 0 is a whole file.
 
     `best` is the gentlest setting (fewest lanes, then longest spans) of those that are as fast as the fastest within `noise`; `even` has the
-    others of those, the gentlest first. `noise` is a share of a median: 2.5 times the standard deviation of repeated runs, pooled over all
-    settings, times the root of 2 / runs, at least 0.02; `assumed` when nothing was repeated and it is 0.1. `adaptive` is the run without any
+    others of those, the gentlest first. `noise` is a share of a median: 2.5 times the standard deviation of repeated runs (the median of all settings': one run that
+    was held up is not the noise of all), times the root of 2 / runs, from 0.02 to 0.5; `assumed` when nothing was repeated and it is 0.1. `adaptive` is the run without any
     setting, `ended_lanes` the lanes in force at the end of each of its runs, in their order. `ratio` is the seconds of `adaptive` by those of `best`,
     `beyond_noise` whether that is more than noise. `once` are the settings that were measured once only, while others were repeated. `command` is what to run. Where there is no
     best setting `unmeasured` says why.
@@ -125,10 +128,15 @@ def noise_of(groups: Sequence[Sequence[float]]) -> float | None:
     settings and for fast ones.
     """
     logs = [[math.log(max(1e-9, value)) for value in group] for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in logs)
-    if not freedom:
+    if not logs:
         return None
-    squares = sum((value - fmean(group)) ** 2 for group in logs for value in group)
-    runs = min(len(group) for group in logs)
-    wide = _TIMES * math.sqrt(squares / freedom) * math.sqrt(2 / runs)
-    return max(_LEAST_NOISE, math.expm1(min(wide, 5.0)))
+    wide = _TIMES * median(_deviation(group) for group in logs) * math.sqrt(2 / min(map(len, logs)))
+    return min(_MOST_NOISE, max(_LEAST_NOISE, math.expm1(min(wide, 1.0))))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation of `values`, so that half of such estimates lie above the true one; of few values most lie below it."""
+    freedom = len(values) - 1
+    return stdev(values) / math.sqrt(
+        (1 - 2 / (9 * freedom)) ** 3
+    )  # Wilson and Hilferty's median of chi squared
