@@ -27,8 +27,8 @@ def load(folder: str, how: str) -> None:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def serve(port: int, status: int) -> None:
-    """Answer every question with `status`."""
+def serve(port: int, status: int, early: float) -> None:
+    """Answer every question with `status`; listen `early` seconds before the first is taken."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -38,7 +38,9 @@ def serve(port: int, status: int) -> None:
 
         def log_message(self, *args: object) -> None: ...
 
-    http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    server = http.server.HTTPServer(("127.0.0.1", port), Handler)  # with a queue of five
+    time.sleep(early)
+    server.serve_forever()
 
 
 def step_aside(*, leave: bool) -> None:
@@ -52,6 +54,14 @@ def step_aside(*, leave: bool) -> None:
     time.sleep(0.3)  # the parent is known to be gone
 
 
+def end_early(given: argparse.Namespace) -> None:
+    """End instead of serving, where that is wanted."""
+    if given.crash:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if given.exit is not None:
+        sys.exit(given.exit)
+
+
 def main() -> None:
     """Behave as the command line says."""
     parser = argparse.ArgumentParser()
@@ -59,10 +69,13 @@ def main() -> None:
     parser.add_argument("--how", default="read", choices=["read", "map", "evict", "none"])
     parser.add_argument("--port", type=int)
     parser.add_argument("--status", type=int, default=200)
+    parser.add_argument("--early", type=float, default=0, help="seconds from listening to serving")
     parser.add_argument("--say", default="", help="on stdout, without the end of the line at first")
     parser.add_argument("--cry", default="", help="on stderr")
     parser.add_argument("--flood", type=int, default=0, help="so many MiB of lines on stdout before")
     parser.add_argument("--exit", type=int, help="end with this instead of serving")
+    parser.add_argument("--crash", action="store_true", help="end with SIGSEGV instead of serving")
+    parser.add_argument("--append", help="a file that grows at every start, or is made")
     parser.add_argument("--lives", help="a file: end with 9 when it is there already, else make it")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     parser.add_argument(
@@ -93,10 +106,12 @@ def main() -> None:
         print(given.say[3:], flush=True)
     if given.cry:
         print(given.cry, file=sys.stderr, flush=True)
-    if given.exit is not None:
-        sys.exit(given.exit)
+    if given.append:
+        with open(os.path.join(given.model, given.append), "ab") as file:
+            file.write(b"x")
+    end_early(given)
     if given.port:
-        serve(given.port, given.status)
+        serve(given.port, given.status, given.early)
     time.sleep(600)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stager.core.bench.starting import Lines, without_secrets
+from stager.jobs.bench import asking
 from stager.jobs.bench import engine as bench_engine
-from stager.jobs.bench.children import Children
-from stager.jobs.bench.engine import Engine, EngineOptions
+from stager.jobs.bench.children import ChildFailed, Children
+from stager.jobs.bench.engine import Engine, EngineOptions, Started
 from stager.node.processes import members
 from tests.fetchbed import Bed
 from tests.fuselab.fixtures import MountFactory
@@ -142,6 +145,52 @@ def test_a_program_that_ends_once_it_has_said_the_line_was_ready(box: Box) -> No
     assert cell(done, "engine")["cpu_seconds"] > 0
 
 
+def test_one_that_listens_before_it_serves_is_told_at_once(
+    box: Box, port: int, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that waits is answered first; others beside it would fill the queue of whoever listens, and the kernel would wait for seconds."""
+    early = 1.0
+    command = (*STAND_IN, box.folder, "--how", "none", "--port", str(port), "--early", str(early))
+    monkeypatch.setattr(
+        asking, "_ANSWER_S", early / 10
+    )  # so that many go unanswered: more than the queue takes
+    crowded = Engine(children, EngineOptions(command, url(port))).start(box.folder, None)
+    monkeypatch.undo()
+    started = Engine(children, EngineOptions(command, url(port))).start(box.folder, None)
+    assert started.seconds > early
+    assert started.within < 0.25
+    assert started.caveat == ""
+    assert crowded.within < 0.75  # a connection that is not taken is made again after half a second
+
+
+def test_one_that_is_slow_to_say_that_it_is_not_ready_is_known_less_well(box: Box, port: int) -> None:
+    """What it was asked a second ago says how it was a second ago."""
+    opened = threading.Event()
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            first = not opened.is_set()
+            opened.set()
+            time.sleep(0.5 if first else 0)
+            self.send_response(503 if first else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", port), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        heard = threading.Event()
+        asked = asking.Asking(url(port), heard)
+        assert heard.wait(30)
+        asked.close()
+        server.shutdown()
+    assert asked.status == 503
+    assert asked.within >= 0.5
+    assert "may have been ready" in Started(2.0, 0.1, asked.within).caveat
+    assert Started(20.0, 0.1, asked.within).caveat == ""
+
+
 def test_one_that_becomes_a_daemon_is_timed_and_ended_too(box: Box, port: int) -> None:
     model = box.model(size=MIB)
     done = good(box, *words_for(model, port, "--leave", own=("--methods", "engine")))
@@ -196,6 +245,7 @@ def test_pages_that_the_engine_drops_itself_are_said_and_nobody_else_is_blamed(b
     ("more", "texts"),
     [
         (["--cry", "out of memory", "--exit", "3"], ["exit 3 before it was ready", "out of memory"]),
+        (["--exit", "0"], ["exit 0 before it was ready", "foreground"]),
         (["--status", "503"], ["not ready after", "answers 503"]),
         (["--deaf", "--fork", "--exit", "1"], ["exit 0 before it was ready"]),
     ],
@@ -209,6 +259,31 @@ def test_a_start_that_fails_is_said_before_anything_is_measured(
     line = one_error(done)
     assert all(text in line for text in texts), line
     assert "r002" not in done.err  # r001 is the first read
+
+
+@pytest.mark.parametrize(
+    ("more", "text"), [(["--exit", "3"], "exit 3"), (["--crash"], f"signal {signal.SIGSEGV:d}")]
+)
+def test_one_that_says_that_it_is_ready_and_dies_was_not(box: Box, more: list[str], text: str) -> None:
+    """Engines say so, and then find that their port is taken."""
+    model = box.model(size=MIB)
+    words = [model, "--engine", "--ready-log", "^ready", "--rounds", "1", "--methods", "engine"]
+    done = box.run("bench", "--yes", *words, "--", *STAND_IN, model, "--say", "ready", *more)
+    assert done.code == 3, str(done)
+    assert f"ended with {text}" in one_error(done)
+    assert "before it was ready" not in one_error(done)
+
+
+def test_one_that_is_ready_and_dies_a_moment_later_was_not(box: Box, port: int, children: Children) -> None:
+    script = f"""
+import http.server, os, time
+http.server.HTTPServer(("127.0.0.1", {port}), http.server.SimpleHTTPRequestHandler).handle_request()
+time.sleep(0.1)
+os._exit(3)
+"""
+    options = EngineOptions((sys.executable, "-c", script), f"http://127.0.0.1:{port}/")
+    with pytest.raises(ChildFailed, match="it was ready, and ended with exit 3 right after"):
+        Engine(children, options).start(box.folder, None)
 
 
 def test_a_start_that_fails_later_is_a_failed_run(box: Box, port: int) -> None:

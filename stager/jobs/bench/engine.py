@@ -13,28 +13,34 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stager.core.bench.reports import BenchEngine
 from stager.core.bench.starting import Lines, placed, without_secrets
 from stager.core.errors import AnswerNo, NotFound
 from stager.core.units import format_duration, shown
+from stager.jobs.bench.asking import Asking
 from stager.jobs.bench.children import ChildFailed, last_line
-from stager.net.health import asked, healthy, listens
+from stager.net.health import listens
 from stager.node.processes import kill_members, members, original_environment, processor_seconds
 
 if TYPE_CHECKING:
     from stager.jobs.bench.children import Children
 
-_ASK_EVERY_S = 0.02  # what a start is known to
-_ANSWER_S = 2.0  # of one question: who loads while it keeps a client waiting answers as soon as it is ready
+_LOOK_S = 0.02
+_SHARE = 20  # so many times as long as a look took is waited for the next: who starts must not pay for it
+_STAYS_S = 0.3  # for one that is ready to show that it lives: many say so, and then find their port taken
+_WITHIN_S, _WITHIN = 0.25, 0.05  # a start known less well, in seconds and of itself, is said to be
 _GRACE_S = 20.0  # from SIGTERM to SIGKILL: vLLM takes some ten seconds to end its workers
 _DEATH_S = 20.0  # from SIGKILL on
+_REST_S = 1.0
 _SILENCE_S = 5.0  # for its port to be free again
 _LAST_WORDS_S = 1.0
 _PIPE = 1 << 20  # bytes that a command can be ahead of whoever reads what it says
 _F_SETPIPE_SZ = 1031
+_WELL = "exit 0"
+_IN_FRONT = "CMD must stay in the foreground, so no -d or &; what it has asked others to start may still run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,24 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """One start: seconds until it was ready, and the processor seconds it had used by then, with its children."""
+    """One start: seconds until it was ready, and the processor seconds it had used by then, with its children.
+
+    `within` is by how many seconds it may have been ready earlier. `killed`: it did not end when it was asked to.
+    """
 
     seconds: float
     cpu: float
+    within: float = 0.0
+    killed: bool = False
+
+    @property
+    def caveat(self) -> str:
+        """What a reader must know of `seconds`; empty when they are good."""
+        if self.within <= max(_WITHIN_S, _WITHIN * self.seconds):
+            return ""
+        return (
+            f"it may have been ready {format_duration(self.within)} earlier: the question before took so long"
+        )
 
 
 @dataclass
@@ -98,12 +118,23 @@ class Engine:
             )
             said.begin()
             try:
-                ready = self._ready(child.pid, said, began, until)
-                return Started(ready - began, processor_seconds({child.pid, *self._alive(child.pid)}))
+                started = self._started(child.pid, said, began, until)
             finally:
-                self._end(child)
+                killed = self._end(child)
+            return replace(started, killed=killed)
         finally:
             said.close()
+
+    def _started(self, leader: int, said: _Said, began: float, until: float | None) -> Started:
+        asking = Asking(self.options.url, said.event) if self.options.url else None
+        try:
+            ready = self._ready(leader, said, asking, began, until)
+        finally:
+            if asking is not None:
+                asking.close()
+        cpu = processor_seconds({leader, *self._alive(leader)})
+        self._stays(leader, said)
+        return Started(ready - began, cpu, asking.within if asking is not None else 0.0)
 
     def _taken(self) -> str:
         """Why a start would say nothing: its port is somebody else's. Empty when it is free."""
@@ -111,32 +142,53 @@ class Engine:
             return ""
         return f"somebody listens at {self.options.url} before the engine has been started"
 
-    def _ready(self, leader: int, said: _Said, began: float, until: float | None) -> float:
+    def _ready(
+        self, leader: int, said: _Said, asking: Asking | None, began: float, until: float | None
+    ) -> float:
         """When it was ready (monotonic)."""
-        url, late, status = self.options.url, began + self.options.patience, None
+        late, look = began + self.options.patience, 0.0
         while True:
-            if url:
-                status = asked(url, _ANSWER_S)
-                if healthy(status) and self._alive(leader):
-                    return time.monotonic()
+            if asking is not None and asking.ready and self._alive(leader):
+                return asking.ready
             if said.matched:
                 return said.matched
-            if (how := self._ended(leader)) is not None:
-                if said.matched_at_last():
-                    return said.matched
-                raise ChildFailed(f"it ended with {how} before it was ready{said.last_line}")
             now = time.monotonic()
+            if now >= look:
+                if (how := self._ended(leader)) is not None:
+                    return self._at_last(how, said)
+                look = now + _SHARE * (time.monotonic() - now)
             if now >= late:
-                asleep = self._not_ready(status)
+                asleep = self._not_ready(asking)
                 raise ChildFailed(f"not ready after {format_duration(now - began)}: {asleep}{said.last_line}")
             if until is not None and now >= until:
                 raise ChildFailed("no time left")
-            said.event.wait(_ASK_EVERY_S)
+            said.event.wait(_LOOK_S)
 
-    def _not_ready(self, status: int | None) -> str:
-        if not self.options.url:
+    def _at_last(self, how: str, said: _Said) -> float:
+        """When one was ready that has ended since."""
+        matched = said.matched_at_last()
+        if matched and how == _WELL:
+            return said.matched
+        if matched:
+            raise ChildFailed(f"it said that it was ready, and ended with {how}{said.last_line}")
+        why = f"it ended with {how} before it was ready{said.last_line}"
+        raise ChildFailed(f"{why} ({_IN_FRONT})" if how == _WELL else why)
+
+    def _stays(self, leader: int, said: _Said) -> None:
+        """Raises `ChildFailed` for one that was ready and dies of itself."""
+        end = time.monotonic() + _STAYS_S
+        while time.monotonic() < end:
+            if (how := self._ended(leader)) is not None:
+                if how == _WELL:
+                    return
+                said.matched_at_last()
+                raise ChildFailed(f"it was ready, and ended with {how} right after{said.last_line}")
+            time.sleep(_LOOK_S)
+
+    def _not_ready(self, asking: Asking | None) -> str:
+        if asking is None:
             return "no line of its output matched (many programs keep theirs back when it goes to a pipe)"
-        return f"{self.options.url} {f'answers {status}' if status else 'does not answer'}"
+        return f"{self.options.url} {f'answers {asking.status}' if asking.status else 'does not answer'}"
 
     def _alive(self, leader: int) -> list[int]:
         """What runs of a start: the group and session of `leader`, and what has left them and lost its parent."""
@@ -144,35 +196,45 @@ class Engine:
 
     def _ended(self, leader: int) -> str | None:
         """How a start ended, of which nothing runs any more; None while it, or what it left to do its work, does. It stays to be waited for."""
-        found = os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        found = _status(leader)
         if found is None:
             return None
         if found.si_code != os.CLD_EXITED:
             return f"signal {found.si_status}"
         return f"exit {found.si_status}" if found.si_status or not self._alive(leader) else None
 
-    def _end(self, child: subprocess.Popen[bytes]) -> None:
-        """SIGTERM, then SIGKILL, until nothing of it is left. Raises `ChildFailed` when something stays."""
+    def _end(self, child: subprocess.Popen[bytes]) -> bool:
+        """SIGTERM, then SIGKILL, until nothing of it is left; whether it had to be killed. Raises `ChildFailed` when something stays."""
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM)
         told: set[int] = set()
+        killed = False
         end = time.monotonic() + _GRACE_S
         while left := self._alive(child.pid):
             now = time.monotonic()
             if now >= end + _DEATH_S:
                 raise ChildFailed(f"it cannot be ended: process {left[0]} stays")
             if now >= end:
+                killed = True
                 kill_members(child.pid)
             for pid in self.children.strays():
                 if now >= end or pid not in told:
                     told.add(pid)
                     with suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, signal.SIGKILL if now >= end else signal.SIGTERM)
-            time.sleep(_ASK_EVERY_S)
+            self._rest(child.pid, min(_SHARE * (time.monotonic() - now), _REST_S))
         self.children.reap(child)
         end = time.monotonic() + _SILENCE_S
         while self._taken() and time.monotonic() < end:
-            time.sleep(_ASK_EVERY_S)
+            time.sleep(_LOOK_S)
+        return killed
+
+    def _rest(self, leader: int, seconds: float) -> None:
+        """Wait so long, less when `leader` ends meanwhile."""
+        end = time.monotonic() + max(seconds, _LOOK_S)
+        running = _status(leader) is None
+        while (now := time.monotonic()) < end and (_status(leader) is None) == running:
+            time.sleep(min(_LOOK_S, end - now))
 
 
 class _Said:
@@ -232,6 +294,11 @@ class _Said:
                 if self._lines.matched and not self.matched:
                     self.matched = time.monotonic()
                     self.event.set()
+
+
+def _status(leader: int) -> os.waitid_result | None:
+    """How `leader` has ended; None while it runs. It stays to be waited for."""
+    return os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def _own_environment() -> dict[str, str]:

@@ -97,7 +97,8 @@ class Took:
     """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for; `brought` are the bytes that a fetch counted itself.
 
     `used` is what the kernel counted for all its processes, `loading` for its loaders alone (None without any), `read` what
-    ``stager warm`` says that it has read. `disturbed` says why it was not even begun.
+    ``stager warm`` says that it has read. `disturbed` says why it was not even begun, `caveat` what a reader must know of its time.
+    `killed`: an engine that did not end when it was asked to.
     """
 
     seconds: float = 0.0
@@ -114,6 +115,8 @@ class Took:
     loading: Usage | None = None
     read: int | None = None
     disturbed: str = ""
+    caveat: str = ""
+    killed: bool = False
 
     def follows(self, before: Took) -> Took:
         """This run as the second step after `before`."""
@@ -214,7 +217,9 @@ class Methods:
         """A start of the engine on `path`, where `size` bytes lie. Blocks. Raises as `Children`."""
         assert self.engine is not None
         started = self.engine.start(path, until)
-        return Took(started.seconds, (started.seconds,), started.cpu, size)
+        took = Took(started.seconds, (started.seconds,), started.cpu, size)
+        took.caveat, took.killed = started.caveat, started.killed
+        return took
 
     def fetch(self, ground: StoreGround, folder: str, until: float | None) -> Took:
         """``stager fetch`` into `folder`. Blocks. Raises as `Children`."""
