@@ -293,6 +293,7 @@ class Bench:
         left = self._left()
         with runtime.deadline(None if left is None else left + _LOOK_S) as expired:
             through = await self._rounds()
+            await self._trials.give_back()
         return not expired() and through
 
     async def _rounds(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +20,7 @@ from stager.core.select import selected
 from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs import remote
+from stager.jobs.bench import pages
 from stager.jobs.survey import MountFacts, Surveyor
 from stager.node import counters, pagecache
 from stager.node.canary import Keeps
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from stager.jobs.options import Selection
     from stager.store.opening import StoreOptions
 
-_TRIES = 20  # a page on another processor's list is busy for a moment
 _SECRET = re.compile(r"pass|secret|key|token|cred|sign|^ak|^sk|user", re.IGNORECASE)
 _HARMLESS = ("user_id", "group_id", "userquota", "usrquota", "kernel_cache")
 _MOST_OPTIONS = 400
@@ -114,52 +113,17 @@ class Ground:
 
     def resident(self) -> int | None:
         """Bytes in the page cache of what is read; None when they cannot be counted exactly. Raises ``OSError``."""
-        if self.facts.keeps.hopeless:
-            return None
-        total = 0
-        for file in self.files:
-            found = self._count(file)
-            if found is None:
-                return None
-            total += found
-        return total
+        return None if self.facts.keeps.hopeless else pages.resident(self.files, self.facts, self.part)
 
     def chill(self) -> tuple[int | None, str]:
         """Drop every page of the files: the bytes that stay (None: unknown), and why they do. Raises ``OSError``."""
-        left, where = 0, ""
-        for file in self.files:
-            stays = self._drop(file)
-            if stays is None:
-                return None, self.why_not_cold or "pages cannot be counted"
-            if stays and not where:
-                where = shown(file.entry.path)
-            left += stays
+        left, where = pages.drop(self.files, self.facts, self.part)
+        if left is None:
+            return None, self.why_not_cold or "pages cannot be counted"
         if not left:
             return 0, ""
         why = self.stayed or "mapped, locked or written by somebody"
         return left, f"{format_size(left)} stay in the page cache, {where} first: {why}"
-
-    def _drop(self, file: LocalFile) -> int | None:
-        for attempt in range(_TRIES):
-            with opened(file.path) as fd:
-                pagecache.evict(fd)
-                if self.facts.keeps.hopeless:
-                    return 0  # opening it has dropped them, and the next open will again
-            left = self._count(file)
-            if not left:
-                return left
-            time.sleep(0.002 * attempt)
-        return left
-
-    def _count(self, file: LocalFile) -> int | None:
-        if self.facts.traits.pattern is Pattern.MEMORY:
-            return self.wanted(file) or file.size
-        with opened(file.path) as fd:
-            size = os.fstat(fd).st_size
-            probe, _ = pagecache.probe(fd, self.facts.mount.fstype)
-            if probe is None:
-                return None
-            return pagecache.count_bytes(probe, min(size, self.part or size)).resident
 
 
 @dataclass(frozen=True)

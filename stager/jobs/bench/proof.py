@@ -21,6 +21,7 @@ from stager.core.bench.plan import (
 from stager.core.bench.reports import COLD
 from stager.core.model import Known
 from stager.core.units import format_size, shown
+from stager.jobs.bench import pages
 from stager.jobs.bench.methods import Disturbed
 from stager.jobs.bench.watch import Watch
 from stager.node import counters, pagecache, reclaim
@@ -136,12 +137,12 @@ def within(ground: Ground, trial: Trial, state: str, took: Took, *, charging: bo
 
 def stored(ground: Ground) -> int:
     """Bytes of what is read that lie on the storage, so that a cold run must have them from there; 0 where nobody can tell."""
+    try:
+        found = pages.of_each(lambda file: os.stat(file.path).st_blocks * 512, ground.files)
+    except OSError:
+        return 0
     total = 0
-    for file in ground.files:
-        try:
-            held = os.stat(file.path).st_blocks * 512
-        except OSError:
-            return 0
+    for file, held in zip(ground.files, found, strict=True):
         if ground.part is not None and held < file.size:
             return 0
         total += min(ground.wanted(file) or file.size, held)

@@ -64,6 +64,7 @@ class Trials:
     _failures: dict[tuple[Trial, str], str] = field(default_factory=dict)
     _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
     _charging: set[str] = field(default_factory=set)
+    _left: Ground | None = None  # whose pages the last run has left behind
 
     @property
     def over(self) -> bool:
@@ -97,13 +98,21 @@ class Trials:
         """`trial` in round `number` (from 1), in each of `states`; from a store in both."""
         ground = self.grounds[trial.storage]
         if isinstance(ground, StoreGround):
+            await self.give_back()
             await self._repeat(trial, WARM, partial(self._fetch, ground, trial, number))
             return
         only = read_by(trial.method, ground.only(trial.file) if trial.file else ground)
+        if self._left is not None and (self._left.files != only.files or COLD not in states):
+            await self.give_back()  # else this run makes them cold itself
         for state in states:
             await self._repeat(trial, state, partial(self._on_mount, only, trial, state, number))
-        if not ground.why_not_cold:
-            await runtime.in_thread(f"evicting {shown(ground.storage.path)}", partial(_chilled, ground))
+        self._left = None if ground.why_not_cold else ground
+
+    async def give_back(self) -> None:
+        """Drop the pages that the last run has left: other files are read next, or none."""
+        left, self._left = self._left, None
+        if left is not None:
+            await runtime.in_thread(f"evicting {shown(left.storage.path)}", partial(_chilled, left))
 
     async def _repeat(self, trial: Trial, state: str, once: Callable[[], Awaitable[BenchRun]]) -> None:
         """Run `once` until a run counts, at most as often again as there are rounds. What failed is tried in the next round, and when it fails alike in none after that."""

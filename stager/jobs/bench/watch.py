@@ -8,10 +8,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from stager.jobs.bench import pages
 from stager.node import pagecache
 from stager.node.filesystems import Pattern
 
 if TYPE_CHECKING:
+    from stager.core.model import LocalFile
     from stager.jobs.bench.ground import Ground
 
 _PAUSE_S = 0.02
@@ -28,9 +30,9 @@ class Watch:
         self._missing = 0
         self._fds: list[int] = []
         if ground.facts.traits.pattern is not Pattern.MEMORY:
+            largest = sorted(ground.files, key=lambda one: -one.size)[:_MOST_FILES]
             with suppress(OSError):
-                for file in sorted(ground.files, key=lambda one: -one.size)[:_MOST_FILES]:
-                    self._fds.append(os.open(file.path, os.O_RDONLY | os.O_CLOEXEC))
+                pages.of_each(self._open, largest)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -51,6 +53,9 @@ class Watch:
             with suppress(OSError):
                 self._missing = max(self._missing, sum(self._gone(fd) for fd in self._fds))
             pause = max(_PAUSE_S, _SHARE * (time.monotonic() - began))
+
+    def _open(self, file: LocalFile) -> None:
+        self._fds.append(os.open(file.path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _gone(self, fd: int) -> int:
         size = os.fstat(fd).st_size
