@@ -27,7 +27,6 @@ from stager.cli.store_options import with_store_options
 from stager.cli.sweep_options import with_sweep
 from stager.core.bench.counting import counter_files
 from stager.core.bench.plan import METHODS, WARMING, parse_loaders, parse_methods
-from stager.core.bench.starting import without_secrets
 from stager.core.bench.sweep import QUICK_ROUNDS
 from stager.core.errors import AnswerNo, UsageError
 from stager.core.location import Location, is_remote, told
@@ -44,7 +43,7 @@ _QUICK_LOADERS = (1, 4)
 @click.command("bench", cls=WithCommand)
 @PATHS
 @option("--methods", metavar="NAME,...", default="", type=Parsed("NAME,...", lambda text: parse_methods(text) if text else ()), help=f"Only these ways: {', '.join(METHODS)}. [default: all that apply]")  # fmt: skip
-@option("--loaders", metavar="N,...", default="1,4,8,16", show_default=True, type=Parsed("N,...", parse_loaders), help="So many loaders at once.")  # fmt: skip
+@option("--loaders", metavar="N,...", default="1,4,8,16", type=Parsed("N,...", parse_loaders), help="So many loaders at once. [default: 1,4,8,16; 1,4 with --quick; 1 with --engine]")  # fmt: skip
 @option("--rounds", default=3, type=click.IntRange(1, 100), show_default=True, help="Runs of each kind.")
 @option(
     "--quick", is_flag=True, help="Under two minutes: one round, 1 and 4 loaders, and of large models a part."
@@ -122,7 +121,8 @@ def _options(
     if quick and not was_given("rounds"):
         rounds = QUICK_ROUNDS if sweep else 1
     words = [told(word) if is_remote(word) else word for word in words_before(sys.argv[1:], engine)]
-    words += ["--", *without_secrets(engine.command)] if engine is not None else []
+    if engine is not None:
+        words = [*map(engine.secrets.hide, words), "--", *engine.told.command]
     return BenchOptions(
         selection=Selection(paths=paths, include=include, exclude=exclude),
         methods=methods,

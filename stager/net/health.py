@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,28 @@ if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
 _ANSWER_S = 5.0
+_USERINFO = re.compile(r"^([a-z]*:)?(//)?[^/?#]*@", re.IGNORECASE)
 
 
 def check_url(url: str, option: str) -> str:
-    """`url`, an http or https URL. Raises `UsageError` for anything else; `option` is what it is written after, for the hint."""
+    """`url`, an http or https URL without a user or password. Raises `UsageError` for anything else; `option` is what it is written after, for the hint."""
     from urllib.parse import urlsplit  # slow to import, as all that speaks HTTP, and a probe does without
 
+    if _USERINFO.search(url):  # urllib takes it for a part of the host's name; and it is told nowhere
+        raise UsageError(
+            "a URL with a user or a password in it cannot be asked",
+            hint=f"write it like {option}http://localhost:8000/health",
+        )
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # a port beyond 65535 or no number, a broken bracket
         usable = False
     if not usable or not url.isprintable() or " " in url:
+        from stager.core.hiding import Secrets
+
         raise UsageError(
-            f"`{shown(url)}` is not an http URL",
+            f"`{shown(Secrets.of((url,)).hide(url))}` is not an http URL",
             hint=f"write it like {option}http://localhost:8000/health",
         )
     return url

@@ -1,4 +1,4 @@
-"""Starts of a real command: how it is told its model, what of its words is shown, and which lines it has spoken."""
+"""Starts of a real command: how it is told its model, and which lines it has spoken."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from stager.core.errors import UsageError
 PLACE = "{}"
 """Stands for the PATH in the words of a command."""
 
-_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
-_HIDDEN = "***"
 _LONGEST = 1 << 16  # bytes of a line; what is longer is looked through in parts
 _KEPT = 1 << 16  # bytes of the end of all that was said
 
@@ -19,22 +17,6 @@ _KEPT = 1 << 16  # bytes of the end of all that was said
 def placed(words: Sequence[str], path: str) -> list[str]:
     """`words` with `path` wherever they say `PLACE`."""
     return [word.replace(PLACE, path) for word in words]
-
-
-def without_secrets(words: Sequence[str]) -> list[str]:
-    """`words` of a command line with the values of those options and variables hidden that are named like secrets."""
-    kept: list[str] = []
-    hide = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if hide and not word.startswith("-"):
-            kept.append(_HIDDEN)
-        elif equals and _SECRET.search(name):
-            kept.append(f"{name}={_HIDDEN}")
-        else:
-            kept.append(word)
-        hide = word.startswith("-") and not equals and bool(_SECRET.search(name))
-    return kept
 
 
 def parse_pattern(text: str) -> re.Pattern[str]:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stager.core.bench.reports import BenchEngine
-from stager.core.bench.starting import Lines, placed, without_secrets
+from stager.core.bench.starting import Lines, placed
 from stager.core.errors import AnswerNo, NotFound
+from stager.core.hiding import Secrets
 from stager.core.units import format_duration, shown
 from stager.jobs.bench.asking import Asking
 from stager.jobs.bench.children import ChildFailed, last_line
@@ -53,11 +54,17 @@ class EngineOptions:
     patience: float = 1800.0
 
     @property
+    def secrets(self) -> Secrets:
+        """What of the command, the URL and the environment is told nowhere."""
+        return Secrets.of(self.command, (self.url,), _own_environment())
+
+    @property
     def told(self) -> BenchEngine:
-        """The same for a report."""
-        log = self.log.pattern if self.log is not None else ""
-        ready = f"{self.url} answers 2xx" if self.url else f"a line of its output matches {log}"
-        return BenchEngine(tuple(without_secrets(self.command)), ready, self.url, log, self.patience)
+        """The same for a report, without secrets."""
+        secrets = self.secrets
+        url, log = secrets.hide(self.url), secrets.hide(self.log.pattern if self.log is not None else "")
+        ready = f"{url} answers 2xx" if url else f"a line of its output matches {log}"
+        return BenchEngine(tuple(secrets.hide_words(self.command)), ready, url, log, self.patience)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class Engine:
         program = placed(self.options.command, path)[0]
         if shutil.which(program, path=self.env.get("PATH")) is None:
             raise NotFound(
-                f"`{shown(program)}`: no such program",
+                f"`{shown(self.options.secrets.hide_words([program])[0])}`: no such program",
                 hint="programs are looked for in PATH: give the whole path of another",
             )
         if why := self._taken():
@@ -105,7 +112,7 @@ class Engine:
         """Start it on `path`, wait until it is ready, end it. Blocks. Raises `ChildFailed` for what never is, `Closed`, ``OSError``."""
         if why := self._taken():
             raise ChildFailed(why)
-        said = _Said(Lines(self.options.log))
+        said = _Said(Lines(self.options.log), self.options.secrets)
         try:
             began = time.monotonic()
             child = self.children.start(
@@ -140,7 +147,7 @@ class Engine:
         """Why a start would say nothing: its port is somebody else's. Empty when it is free."""
         if not self.options.url or not listens(self.options.url):
             return ""
-        return f"somebody listens at {self.options.url} before the engine has been started"
+        return f"somebody listens at {self.options.told.url} before the engine has been started"
 
     def _ready(
         self, leader: int, said: _Said, asking: Asking | None, began: float, until: float | None
@@ -188,7 +195,7 @@ class Engine:
     def _not_ready(self, asking: Asking | None) -> str:
         if asking is None:
             return "no line of its output matched (many programs keep theirs back when it goes to a pipe)"
-        return f"{self.options.url} {f'answers {asking.status}' if asking.status else 'does not answer'}"
+        return f"{self.options.told.url} {f'answers {asking.status}' if asking.status else 'does not answer'}"
 
     def _alive(self, leader: int) -> list[int]:
         """What runs of a start: the group and session of `leader`, and what has left them and lost its parent."""
@@ -240,8 +247,9 @@ class Engine:
 class _Said:
     """Reads what a command says as it comes, so that it never waits for us. `matched` is when a line matched (monotonic), else 0."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines, secrets: Secrets) -> None:
         self._lines = lines
+        self._secrets = secrets
         self._readers: tuple[int, ...] = ()
         self.writers: tuple[int, ...] = ()
         for _ in range(2):
@@ -256,8 +264,8 @@ class _Said:
 
     @property
     def last_line(self) -> str:
-        """Its last words, as the end of a sentence."""
-        return last_line(self._lines.end)
+        """Its last words, as the end of a sentence, without secrets: hidden before they are cut, for a half of one is no value."""
+        return last_line(self._secrets.hide(self._lines.end.rstrip().rpartition("\n")[2]))
 
     def begin(self) -> None:
         """The command has its ends of the pipes."""
