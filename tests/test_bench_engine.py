@@ -318,6 +318,55 @@ def test_no_secret_of_an_engine_is_told(box: Box, port: int) -> None:
     assert not [text for text in (first.out, first.err, second.out, second.err) if "hush" in text]
 
 
+def test_one_that_changes_the_files_is_refused_after_its_first_start(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    name = os.path.basename(files_below(model)[0])
+    done = box.run("bench", "--yes", *words_for(model, port, "--append", name))
+    assert done.code == 3, str(done)
+    assert f"the engine changes what is to be measured: {name} has changed" in one_error(done)
+
+
+def test_one_that_changes_the_files_later_has_failed(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    path = files_below(model)[0]
+    words = words_for(model, port, own=("--methods", "warm,engine"))
+    at, mark = words.index("--") + 1, box.path("mark")
+    spoil = ["sh", "-c", f'if test -e {mark}; then printf x >> {path}; fi; touch {mark}; exec "$@"', "sh"]
+    done = good(box, *words[:at], *spoil, *words[at:])
+    assert cell(done, "engine")["unmeasured"].startswith(f"{os.path.basename(path)} has changed")
+
+
+def test_what_it_writes_beside_the_files_is_said_and_made_cold_too(box: Box, port: int) -> None:
+    model = box.model(size=MIB)
+    words = words_for(model, port, "--append", "compiled.bin", own=("--methods", "engine"))
+    at, log, new = words.index("--") + 1, box.path("log"), os.path.join(model, "compiled.bin")
+    look = ["sh", "-c", f'fincore -b -n -o RES {new} >> {log}; cat {new}; exec "$@"', "sh"]
+    done = good(box, *words[:at], *look, *words[at:])
+    assert Path(log).read_text().split() == ["0", "4096"]  # there was none at the first start
+    for run in timed(done):
+        assert "compiled.bin came into the folder" in run["caveat"]
+        assert not run["disturbed"]
+
+
+@pytest.mark.parametrize("method", ["engine", "warm+engine"])
+def test_a_time_that_stager_itself_was_stopped_in_is_thrown_away(box: Box, port: int, method: str) -> None:
+    model = box.model(size=MIB)
+    words = words_for(model, port, "--early", "1", own=("--methods", method, "--json"))
+    at, log = words.index("--") + 1, box.path("log")
+    note = ["sh", "-c", f'echo start >> {log}; exec "$@"', "sh"]
+    running = box.start("bench", "--yes", *words[:at], *note, *words[at:])
+    until(lambda: os.path.exists(log) and Path(log).read_text().count("start") == 2, "the first timed start")
+    running.signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    running.signal(signal.SIGCONT)
+    done = running.finish()
+    assert done.code == 0, str(done)
+    first, *others = timed(done)
+    assert first["disturbed"]
+    assert "stager itself did not run for" in first["reason"]
+    assert (others[0]["state"], others[0]["disturbed"]) == ("cold", False)
+
+
 def test_where_somebody_else_listens_nothing_is_started_or_evicted(box: Box, port: int) -> None:
     model = box.model(size=MIB)
     assert box.warm(model).code == 0
@@ -421,7 +470,7 @@ def children() -> Iterator[Children]:
 def test_one_that_does_not_listen_is_killed_with_all_its_children(
     box: Box, port: int, children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_engine, "_GRACE_S", 0.3)
+    monkeypatch.setattr(bench_engine, "GRACE_S", 0.3)
     word = f"--api-key={os.path.basename(box.folder)}"
     command = (*STAND_IN, box.folder, "--how", "none", "--deaf", "--fork", "--port", str(port), word)
     started = Engine(children, EngineOptions(command, url(port))).start(box.folder, None)
@@ -452,6 +501,16 @@ def test_the_last_words_of_one_that_has_ended_are_heard(
     command = (*STAND_IN, box.folder, "--how", "none", "--say", "loaded", "--exit", "0")
     started = Engine(children, EngineOptions(command, log=re.compile("loaded"))).start(box.folder, None)
     assert started.cpu > 0
+
+
+def test_one_that_does_not_listen_is_said_to_cost_time(
+    box: Box, port: int, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_engine, "GRACE_S", 0.3)
+    command = (*STAND_IN, box.folder, "--how", "none", "--port", str(port))
+    for deaf in ([], ["--deaf"]):
+        started = Engine(children, EngineOptions((*command, *deaf), url(port))).start(box.folder, None)
+        assert started.killed == bool(deaf)
 
 
 def test_one_that_listens_is_let_end_by_itself(box: Box, port: int, children: Children) -> None:

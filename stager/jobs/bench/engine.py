@@ -33,7 +33,7 @@ _LOOK_S = 0.02
 _SHARE = 20  # so many times as long as a look took is waited for the next: who starts must not pay for it
 _STAYS_S = 0.3  # for one that is ready to show that it lives: many say so, and then find their port taken
 _WITHIN_S, _WITHIN = 0.25, 0.05  # a start known less well, in seconds and of itself, is said to be
-_GRACE_S = 20.0  # from SIGTERM to SIGKILL: vLLM takes some ten seconds to end its workers
+GRACE_S = 20.0  # from SIGTERM to SIGKILL: vLLM takes some ten seconds to end its workers
 _DEATH_S = 20.0  # from SIGKILL on
 _REST_S = 1.0
 _SILENCE_S = 5.0  # for its port to be free again
@@ -216,7 +216,7 @@ class Engine:
             os.killpg(child.pid, signal.SIGTERM)
         told: set[int] = set()
         killed = False
-        end = time.monotonic() + _GRACE_S
+        end = time.monotonic() + GRACE_S
         while left := self._alive(child.pid):
             now = time.monotonic()
             if now >= end + _DEATH_S:

@@ -97,7 +97,7 @@ class Took:
     """What one run took: see `BenchRun`. `failed` when it did not do what it is measured for; `brought` are the bytes that a fetch counted itself.
 
     `used` is what the kernel counted for all its processes, `loading` for its loaders alone (None without any), `read` what
-    ``stager warm`` says that it has read. `disturbed` says why it was not even begun, `caveat` what a reader must know of its time.
+    ``stager warm`` says that it has read. `disturbed` says why it was not even begun, or proves nothing, `caveat` what a reader must know of its time.
     `killed`: an engine that did not end when it was asked to.
     """
 
@@ -132,6 +132,7 @@ class Took:
             before=before.seconds,
             used=before.used + self.used if before.used and self.used else None,
             read=before.read,
+            disturbed=before.disturbed or self.disturbed,
         )
 
 

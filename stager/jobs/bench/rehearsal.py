@@ -16,6 +16,7 @@ from stager.core.errors import AnswerNo
 from stager.core.events import Note
 from stager.core.units import format_duration, shown
 from stager.engine import runtime
+from stager.jobs.bench.engine import GRACE_S
 from stager.jobs.bench.ground import StoreGround, new_folder
 from stager.jobs.bench.trial import tried
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from stager.jobs.bench.trial import Trials
 
 
+_FAILED = "try the command by itself, or give it longer with --engine-timeout"
+_CHANGED = "measure files that CMD only reads"
+
+
 async def rehearse(trials: Trials, planned: Sequence[Trial], reporter: Reporter) -> None:
     """Start the engine of `planned` once for each storage; where it fails, `trials` start it no more.
 
@@ -36,25 +41,31 @@ async def rehearse(trials: Trials, planned: Sequence[Trial], reporter: Reporter)
     able = [
         index for index, one in there.items() if not all(trials.why_not(one, now) for now in (COLD, WARM))
     ]
-    last = ""
+    last, hint = "", ""
     for index in able:
         if trials.over:
             return
         ground = trials.grounds[index]
         took = await _once(trials.methods, ground, trials.until)
         where = shown(ground.storage.path)
-        if took.failed and not trials.over:
-            trials.refused[index] = last = f"the engine could not be started there: {took.failed}"
+        why = f"the engine could not be started there: {took.failed}" if took.failed else ""
+        hint = _FAILED
+        if not why and index in trials.inventories:
+            changed = await runtime.in_thread(f"looking at {where}", trials.inventories[index].changed)
+            why = f"the engine changes what is to be measured there: {changed}" if changed else ""
+            hint = _CHANGED
+        if why and not trials.over:
+            trials.refused[index] = last = why
             if len(able) > 1:
                 reporter.emit(Note("warning", "engine", f"{where}: {last}"))
-        elif not took.failed:
+        elif not why:
             text = f"{where}: a first start, which is not counted, took {format_duration(took.seconds)}"
             reporter.emit(Note("info", "engine", text))
+            if took.killed:
+                text = f"the engine did not end within {format_duration(GRACE_S)} of SIGTERM and was killed: so long goes by after each start"
+                reporter.emit(Note("warning", "engine", text))
     if able and all(index in trials.refused for index in able):
-        raise AnswerNo(
-            last.replace(" there:", ":"),
-            hint="try the command by itself, or give it longer with --engine-timeout",
-        )
+        raise AnswerNo(last.replace(" there:", ":"), hint=hint)
 
 
 async def _once(methods: Methods, ground: Ground | StoreGround, until: float | None) -> Took:

@@ -20,10 +20,12 @@ from stager.core.units import format_size, shown
 from stager.engine import runtime
 from stager.jobs.bench.children import ChildFailed
 from stager.jobs.bench.ground import Ground, StoreGround, look_at, new_folder
+from stager.jobs.bench.inventory import Inventory
 from stager.jobs.bench.methods import Disturbed, Took, read_by
 from stager.jobs.bench.proof import Proof, stored, within
 from stager.jobs.bench.proof import counted as _counted
 from stager.jobs.bench.proof import lost as _lost
+from stager.jobs.bench.pulse import Pulse, held_up
 from stager.jobs.options import Selection
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Trials:
     """Runs trials on `grounds`. `rounds` bounds how often each cell is repeated; `until` (monotonic) ends everything, `patience` (seconds) a run that is too slow to matter.
 
     `told` gets every run as soon as it has ended; `runs` has them all. `cut`: time ran out where a run was still to be made, or in one. `refused` says of
-    storages (by index) why the engine is started there no more, `too_large` of trials why they are not begun. `tidy` removes what was fetched.
+    storages (by index) why the engine is started there no more, `too_large` of trials why they are not begun; `inventories` are of the storages that an engine is started on. `tidy` removes what was fetched.
     """
 
     methods: Methods
@@ -59,6 +61,7 @@ class Trials:
     runs: list[BenchRun] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     too_large: dict[Trial, str] = field(default_factory=dict)
+    inventories: dict[int, Inventory] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
     _again: Counter[tuple[Trial, str]] = field(default_factory=Counter)
     _failures: dict[tuple[Trial, str], str] = field(default_factory=dict)
@@ -77,6 +80,11 @@ class Trials:
         What that took is told: it is the only read before which nothing of this benchmark has filled the caches behind the mount.
         """
         for index, ground in enumerate(self.grounds):
+            if isinstance(ground, Ground) and self.methods.engine is not None:
+                look = partial(Inventory, ground)
+                self.inventories[index] = await runtime.in_thread(
+                    f"listing {shown(ground.storage.path)}", look
+                )
             if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
                 call = partial(tried, partial(self.methods.load, READ, ground, 1, self.until))
                 took = await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
@@ -144,6 +152,9 @@ class Trials:
         return self._keep(await runtime.in_thread(label, once))
 
     def _measure(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
+        inventory = self.inventories.get(trial.storage) if trial.method in ENGINES else None
+        if inventory is not None and state == COLD:
+            inventory.chill()
         before = _chilled(ground) if state == COLD else self._filled(ground)
         watching = trial.method not in ENGINES and ground.storage.path not in self._charging
         took, proof = Took(), Proof(ground, state, partial(self._fill, ground), watching)
@@ -154,10 +165,13 @@ class Trials:
         finally:
             brought = proof.end()
         after = _counted(ground)
-        wrong, caveat = before.wrong or took.disturbed, ""
+        wrong, caveats = before.wrong or took.disturbed, [took.caveat]
+        if inventory is not None:
+            took.failed = took.failed or inventory.changed()
+            caveats.append(inventory.added())
         if not wrong and not took.failed:
             if trial.method in ENGINES and not proof.dropped:
-                caveat = _of_engine(ground, after) if _lost(ground, after, dropped=False) else ""
+                caveats.append(_of_engine(ground, after) if _lost(ground, after, dropped=False) else "")
             else:
                 wrong = proof.after(after) or self._within(ground, trial, state, took) or proof.meanwhile
         run = _made(ground.storage, trial, state, number, took, ground.total)
@@ -169,7 +183,7 @@ class Trials:
             resident_after=after,
             disturbed=bool(wrong),
             reason=wrong,
-            caveat=caveat,
+            caveat="; ".join(filter(None, caveats)),
             resident_least=proof.least,
         )
 
@@ -189,7 +203,7 @@ class Trials:
         if self.patience is not None:
             until = min(time.monotonic() + self.patience, math.inf if until is None else until)
         way = partial(self.methods.on_mount, trial.method, ground, trial.loaders, until)
-        took = tried(partial(way, setting=trial.setting))
+        took = timed(partial(way, setting=trial.setting))
         if took.failed and until is not None and time.monotonic() >= until and not self.over:
             took.failed = TOO_SLOW
         return took
@@ -242,21 +256,23 @@ class Trials:
         if state == WARM:
             there = await look_at(folder, Selection(paths=(folder,)))
             before = await runtime.in_thread("counting pages", partial(self._filled, there))
-        fetch = partial(tried, partial(self.methods.fetch, store, folder, self.until))
+        fetch = partial(timed, partial(self.methods.fetch, store, folder, self.until))
         took = await runtime.in_thread(f"fetching {shown(str(store.location))}", fetch)
         if took.failed:
             run = _made(store.storage, trial, state, number, took, store.total)
             return self._keep(replace(run, resident_before=before.resident))
         ground = await look_at(folder, Selection(paths=(folder,)))
         if trial.method == FETCH_MMAP:
-            load = partial(tried, partial(self.methods.load, NAMES, ground, trial.loaders, self.until))
+            load = partial(timed, partial(self.methods.load, NAMES, ground, trial.loaders, self.until))
             took = (await runtime.in_thread("loading what was fetched", load)).follows(took)
         if trial.method == FETCH_ENGINE:
-            start = partial(tried, partial(self.methods.start, folder, ground.total, self.until))
+            start = partial(timed, partial(self.methods.start, folder, ground.total, self.until))
             took = (await runtime.in_thread("starting the engine", start)).follows(took)
         after = await runtime.in_thread("counting pages", partial(_counted, ground))
         lost = "" if took.failed else _lost(ground, after, dropped=False)
         own = trial.method == FETCH_ENGINE
+        wrong = before.wrong or took.disturbed or ("" if own else lost)
+        caveats = [took.caveat, _of_engine(ground, after) if lost and own else ""]
         run = _made(store.storage, trial, state, number, replace(took, size=ground.total), ground.total)
         return self._keep(
             replace(
@@ -264,9 +280,9 @@ class Trials:
                 resident_before=before.resident,
                 resident_after=after,
                 residency_by=ground.storage.residency_by,
-                disturbed=bool(before.wrong or (lost and not own)),
-                reason=before.wrong or ("" if own else lost),
-                caveat=_of_engine(ground, after) if lost and own else "",
+                disturbed=bool(wrong),
+                reason=wrong,
+                caveat="; ".join(filter(None, caveats)),
             )
         )
 
@@ -298,6 +314,18 @@ def _made(storage: BenchStorage, trial: Trial, state: str, number: int, took: To
         before_seconds=took.before,
         charged_bytes=took.used.charged if took.used else None,
     )
+
+
+def timed(call: Callable[[], Took]) -> Took:
+    """What `call` gives, as `tried`; disturbed when the clock beside it did not run all the time."""
+    pulse = Pulse()
+    try:
+        took = tried(call)
+    finally:
+        missed = pulse.end()
+    if not took.failed:
+        took.disturbed = took.disturbed or held_up(missed, took.seconds)
+    return took
 
 
 def tried(call: Callable[[], Took]) -> Took:
