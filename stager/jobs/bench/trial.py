@@ -86,10 +86,17 @@ class Trials:
                     f"listing {shown(ground.storage.path)}", look
                 )
             if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
-                call = partial(tried, partial(self.methods.load, READ, ground, 1, self.until))
-                took = await runtime.in_thread(f"reading {shown(ground.storage.path)} once, uncounted", call)
-                await runtime.in_thread("looking at it", partial(self._learn, ground, took))
-                self._keep(_made(ground.storage, Trial(index, READ, 1), FIRST, 0, took, ground.total))
+                label = f"reading {shown(ground.storage.path)} once, uncounted"
+                await runtime.in_thread(label, partial(self._first, index, ground))
+
+    def _first(self, index: int, ground: Ground) -> None:
+        proof = Proof(ground, FIRST, lambda: None, watching=False)
+        took = self._fill(ground)
+        brought = proof.end()
+        self._learn(ground, took)
+        run = _made(ground.storage, Trial(index, READ, 1), FIRST, 0, took, ground.total)
+        by = ground.counter.by if brought is not None else ""
+        self._keep(replace(run, device_bytes=brought, device_bytes_by=by))
 
     def why_not(self, trial: Trial, state: str) -> str:
         """Why there is no such run; empty where there may be."""
