@@ -24,7 +24,7 @@ from stager.jobs.bench import asking
 from stager.jobs.bench import engine as bench_engine
 from stager.jobs.bench.children import ChildFailed, Children
 from stager.jobs.bench.engine import Engine, EngineOptions, Started
-from stager.node.processes import members
+from stager.node.processes import is_alive, members
 from tests.fetchbed import Bed
 from tests.fuselab.fixtures import MountFactory
 from tests.harness import MIB, ROOT, Box, Done, files_below, resident, until
@@ -434,12 +434,14 @@ def test_without_engine_the_words_after_the_dashes_are_paths(box: Box) -> None:
         (signal.SIGTERM, [], "--leave"),
         (signal.SIGTERM, ["sh", "-c", 'setsid "$@" & wait', "sh"], "--deaf"),
         (signal.SIGKILL, [], "--fork"),
+        (signal.SIGKILL, [], "--leave"),
+        (signal.SIGKILL, ["sh", "-c", 'setsid "$@" & wait', "sh"], "--deaf"),
     ],
 )
 def test_the_engine_and_its_children_end_with_the_benchmark(
     box: Box, port: int, number: int, before: list[str], how: str
 ) -> None:
-    """Also where they have a process group of their own, and do not listen; a session of their own helps against SIGKILL alone."""
+    """Also where they have a process group or a session of their own, have lost their parent, and do not listen."""
     model = box.model(size=MIB)
     word = f"BENCH_TEST={os.path.basename(box.folder)}"
     name, _, value = word.partition("=")
@@ -448,10 +450,32 @@ def test_the_engine_and_its_children_end_with_the_benchmark(
     running = box.start("bench", "--yes", *words[:at], *before, *words[at:], env={name: value})
     until(lambda: accepts(port), "the engine")
     assert len(with_word(word)) >= 2
+    if number == signal.SIGKILL:
+        time.sleep(1)  # somebody has looked since it became a daemon
     running.signal(number)
     done = running.finish(15)
     assert done.code == (-9 if number == signal.SIGKILL else 128 + number), str(done)
     until(lambda: not with_word(word), "the end of the engine", 5)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+def test_children_of_the_shell_that_became_the_benchmark_stay(box: Box, port: int, number: int) -> None:
+    """As in ``sh -c 'tail -f log & exec stager bench ...'``: they are its children, and none of its business."""
+    model = box.model(size=MIB)
+    own = box.path("own")
+    words = words_for(model, port, "--leave", own=("--methods", "engine"))
+    shell = ["sh", "-c", f'sleep 600 & echo $! >{own}; exec "$@"', "sh"]
+    running = box.start("bench", "--yes", *words, before=shell)
+    if number:
+        until(lambda: accepts(port), "the engine")
+        time.sleep(1)  # somebody has looked
+        running.signal(number)
+    done = running.finish(60)
+    assert done.code == -number, str(done)
+    until(lambda: not accepts(port), "the end of the engine", 5)
+    left = int(Path(own).read_text())
+    assert is_alive(left, 0.0)
+    os.kill(left, signal.SIGKILL)
 
 
 def accepts(port: int) -> bool:

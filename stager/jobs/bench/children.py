@@ -73,9 +73,11 @@ class Children:
         self._closed = False
         self._lifeline: Lifeline | None = None
         self._adopts = False
+        self._before: set[int] = set()  # children that this process had before it started any
 
     def begin(self, env: Mapping[str, str]) -> None:
         """From now on nothing that is started outlives this process, even when it is killed. Blocks for a moment."""
+        self._before = set(children_of(os.getpid()))
         self._lifeline = Lifeline(env)
         self._adopts = adopt_orphans()
 
@@ -196,7 +198,7 @@ class Children:
         if not self._adopts:
             return []
         with self._lock:
-            own = {*self._groups, self._lifeline.pid if self._lifeline is not None else 0}
+            own = {*self._before, *self._groups, self._lifeline.pid if self._lifeline is not None else 0}
             left = [pid for pid in children_of(os.getpid()) if pid not in own]
         return [pid for pid in left if not _buried(pid)]
 
