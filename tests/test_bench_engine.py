@@ -418,6 +418,11 @@ def test_what_cannot_be_meant_is_one_line(box: Box, words: list[str], text: str)
     assert text in one_error(done)
 
 
+def test_the_help_names_the_number_of_loaders_with_an_engine(box: Box) -> None:
+    text = " ".join(box.run("bench", "--help").out.split())
+    assert "an engine is always one. [default: 1,4,8,16; 1,4 with --quick; 1 with --engine]" in text
+
+
 def test_without_engine_the_words_after_the_dashes_are_paths(box: Box) -> None:
     model = box.model(size=MIB)
     done = good(box, "--methods", "read", "--loaders", "1", "--rounds", "1", "--", model)

@@ -43,7 +43,7 @@ _QUICK_LOADERS = (1, 4)
 @click.command("bench", cls=WithCommand)
 @PATHS
 @option("--methods", metavar="NAME,...", default="", type=Parsed("NAME,...", lambda text: parse_methods(text) if text else ()), help=f"Only these ways: {', '.join(METHODS)}. [default: all that apply]")  # fmt: skip
-@option("--loaders", metavar="N,...", default="1,4,8,16", type=Parsed("N,...", parse_loaders), help="So many loaders at once. [default: 1,4,8,16; 1,4 with --quick; 1 with --engine]")  # fmt: skip
+@option("--loaders", metavar="N,...", default="1,4,8,16", type=Parsed("N,...", parse_loaders), help="So many loaders at once; an engine is always one. [default: 1,4,8,16; 1,4 with --quick; 1 with --engine]")  # fmt: skip
 @option("--rounds", default=3, type=click.IntRange(1, 100), show_default=True, help="Runs of each kind.")
 @option(
     "--quick", is_flag=True, help="Under two minutes: one round, 1 and 4 loaders, and of large models a part."
