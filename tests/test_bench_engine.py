@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stager.core.bench.starting import Lines
+from stager.core.bench.starting import Lines, check_words, placed
 from stager.jobs.bench import asking
 from stager.jobs.bench import engine as bench_engine
 from stager.jobs.bench.children import ChildFailed, Children
@@ -189,6 +189,18 @@ def test_one_that_is_slow_to_say_that_it_is_not_ready_is_known_less_well(box: Bo
     assert asked.within >= 0.5
     assert "may have been ready" in Started(2.0, 0.1, asked.within).caveat
     assert Started(20.0, 0.1, asked.within).caveat == ""
+
+
+@pytest.mark.parametrize("lines", [1, 20000])
+def test_an_expression_that_takes_for_ever_ends_with_the_time_for_a_start(box: Box, lines: int) -> None:
+    """The same when the search is so far behind that nothing more is read of what the engine says."""
+    model = box.model(size=MIB)
+    words = [model, "--engine", "--engine-timeout", "3s", "--ready-log", "^(a+)+$|ready", "--rounds", "1"]
+    script = f"import time\nfor _ in range({lines}): print('a' * 60 + '!', flush=True)\nprint('ready', flush=True)\ntime.sleep(600)"
+    done = box.run("bench", "--yes", *words, "--", sys.executable, "-c", script)
+    assert done.code == 3, str(done)
+    assert "not ready after 3" in one_error(done)
+    assert lines == 1 or "write a simpler one" in one_error(done)
 
 
 def test_one_that_becomes_a_daemon_is_timed_and_ended_too(box: Box, port: int) -> None:
@@ -367,6 +379,18 @@ def test_a_time_that_stager_itself_was_stopped_in_is_thrown_away(box: Box, port:
     assert (others[0]["state"], others[0]["disturbed"]) == ("cold", False)
 
 
+@pytest.mark.root
+def test_a_quick_benchmark_that_cannot_start_the_engine_has_not_done_what_was_asked(
+    box: Box, fuse_mount: MountFactory, port: int
+) -> None:
+    slow = fuse_mount(synthetic={"a.bin": 256 * MIB}, keep_cache="always", total_rate=8 * MIB)
+    own = ("--quick", "--timeout", "20s", "--methods", "read,engine")
+    done = box.run("bench", "--yes", *words_for(slow.path, port, own=own))
+    assert done.code == 3, str(done)
+    assert "the engine was not started" in one_error(done)
+    assert "--quick has time for a part" in done.err
+
+
 def test_where_somebody_else_listens_nothing_is_started_or_evicted(box: Box, port: int) -> None:
     model = box.model(size=MIB)
     assert box.warm(model).code == 0
@@ -405,6 +429,10 @@ READY = ["--ready-url", "http://127.0.0.1:1/"]
         ([*ENGINE, *READY, "--methods", "read", "--", "x"], "--methods names none"),
         ([*ENGINE, "OTHER", *READY, "--", "x"], "several PATHs"),
         (["oss://bucket/r1", "--engine", *READY, "--", "x"], "does not say"),
+        ([*ENGINE, *READY, "--loaders", "4", "--", "x"], "--loaders means nothing"),
+        ([*ENGINE, *READY, "--per-file", "--", "x"], "--per-file means nothing"),
+        ([*ENGINE, *READY, "--", "x", '{"rope": {}}'], "stands for PATH"),
+        ([*ENGINE, "OTHER", *READY, "--", "x", "{{}}"], "several PATHs"),
         (["MODEL", *READY], "--ready-url needs --engine"),
         (["MODEL", "--methods", "warm+engine"], "needs --engine"),
     ],
@@ -577,6 +605,22 @@ def test_lines_match_however_they_are_cut(text: str, cuts: list[int]) -> None:
     lines.feed(1, b"")
     assert lines.matched == ("ready" in re.split("[\r\n]", text))
     assert lines.end == text
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("{}", "/m"),
+        ("--model={}/a:{}", "--model=/m/a:/m"),
+        ("{{}}", "{}"),
+        ('{"rope": {{}}, "model": "{}"}', '{"rope": {}, "model": "/m"}'),
+        ('{"a":{"b":{{}}}}', '{"a":{"b":{}}}'),
+        ("${HOME} {a}", "${HOME} {a}"),
+    ],
+)
+def test_the_place_of_the_path_and_how_it_is_escaped(word: str, told: str) -> None:
+    check_words([word])
+    assert placed([word], "/m") == [told]
 
 
 def test_lines_of_two_streams_are_kept_apart_and_only_the_end_of_all_is_kept() -> None:

@@ -69,7 +69,8 @@ def command(paths: tuple[str, ...], *, yes: bool, output: Output, **given: Any) 
     have no page resident, so whoever uses them now loses them: not for a model that is in service. Nothing is written to the storage.
 
     With --engine, CMD is started again and again, timed until it is ready, and ended: by itself on cold and on warmed files, and after
-    `stager warm` or `stager fetch`. Every {} in CMD stands for PATH, or for the folder that a store is fetched into.
+    `stager warm` or `stager fetch`. Every {} in CMD stands for PATH, or for the folder that a store is fetched into; {{}} for {} itself.
+    CMD must stay in the foreground.
 
     \b
     Examples:

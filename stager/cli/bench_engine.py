@@ -11,8 +11,8 @@ import click
 from stager.cli.options import DURATION, Parsed, option
 from stager.cli.store_options import refuse_given
 from stager.cli.words import switched_on
-from stager.core.bench.plan import ENGINES
-from stager.core.bench.starting import PLACE, parse_pattern
+from stager.core.bench.plan import ENGINES, FETCH, WARMING
+from stager.core.bench.starting import PLACE, check_words, parse_pattern, pieces
 from stager.core.errors import UsageError
 from stager.core.location import is_remote
 from stager.net.health import check_url
@@ -57,6 +57,9 @@ def with_engine(function: F) -> F:
         if not engine:
             _refuse_alone()
             return function(*args, engine=None, **rest)
+        if set(rest["methods"]) <= {WARMING, FETCH, *ENGINES}:
+            hint = "leave it out, or add a method of stager's own to --methods"
+            refuse_given(("loaders", "per_file"), "means nothing to an engine", hint)
         options = _options(rest["paths"], rest["methods"], ready_url, ready_log, engine_timeout)
         return function(*args, engine=options, **rest)
 
@@ -64,7 +67,7 @@ def with_engine(function: F) -> F:
         (
             option("--engine", is_flag=True, help="Time the start of CMD, a real engine: cold, with warmed files, and after `stager warm`."),
             option(_READY[0], metavar="URL", type=Parsed("URL", lambda text: check_url(text, "--ready-url ")), help="CMD is ready when URL answers 2xx."),
-            option(_READY[1], metavar="REGEX", type=Parsed("REGEX", parse_pattern), help="CMD is ready when a line of its stdout or stderr matches REGEX."),
+            option(_READY[1], metavar="REGEX", type=Parsed("REGEX", parse_pattern), help="CMD is ready when a line of its stdout or stderr matches REGEX. Many programs keep lines back when no terminal reads them: PYTHONUNBUFFERED=1, or `stdbuf -oL CMD`."),
             option("--engine-timeout", type=DURATION, default="30m", show_default=True, help="A start that takes longer has failed."),
         )
     ):  # fmt: skip
@@ -97,7 +100,8 @@ def _options(
         )
     if patience <= 0:
         raise UsageError("--engine-timeout must be more than 0")
-    if not any(PLACE in word for word in words):
+    check_words(words)
+    if not any(len(pieces(word)) > 1 for word in words):
         if len(paths) > 1:
             raise UsageError(
                 f"several PATHs, and CMD does not say `{PLACE}`",

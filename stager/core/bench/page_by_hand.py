@@ -21,7 +21,7 @@ from stager.core.bench.plan import (
     WARM_ENGINE,
     WARMING,
 )
-from stager.core.bench.starting import PLACE
+from stager.core.bench.starting import pieces
 from stager.core.units import count
 
 if TYPE_CHECKING:
@@ -267,8 +267,8 @@ def _lines(results: Results, storage: BenchStorage) -> list[Block]:
 
 def _start(engine: BenchEngine, place: str) -> str:
     """A function of bash that starts the engine on `place` (as bash is to read it), waits until it is ready, and ends it."""
-    pieces = [[bash_word(piece) if piece else "" for piece in word.split(PLACE)] for word in engine.command]
-    words = [place.join(word) or bash_word("") for word in pieces]
+    split = [[bash_word(piece) if piece else "" for piece in pieces(word)] for word in engine.command]
+    words = [place.join(word) or bash_word("") for word in split]
     ready = f"curl -fs -o /dev/null {bash_word(engine.url)}"
     if engine.log:
         ready = f'grep -qP {bash_word(engine.log)} "$D/log"'

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
 from stager.core.errors import UsageError
 
 PLACE = "{}"
-"""Stands for the PATH in the words of a command."""
+"""Stands for the PATH in the words of a command. Doubled, `{{}}`, it stands for itself."""
 
+_DOUBLED = "{{}}"
 _LONGEST = 1 << 16  # bytes of a line; what is longer is looked through in parts
 _KEPT = 1 << 16  # bytes of the end of all that was said
 
 
 def placed(words: Sequence[str], path: str) -> list[str]:
     """`words` with `path` wherever they say `PLACE`."""
-    return [word.replace(PLACE, path) for word in words]
+    return [path.join(pieces(word)) for word in words]
+
+
+def pieces(word: str) -> list[str]:
+    """What stands before, between and behind each `PLACE` of `word`; a single one when there is none."""
+    found = [""]
+    for at, part in enumerate(word.split(_DOUBLED)):
+        first, *others = part.split(PLACE)
+        found[-1] += (PLACE if at else "") + first
+        found += others
+    return found
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises `UsageError` for a word of JSON with an empty object: `PLACE` in it would become the path."""
+    for word in words:
+        try:
+            empty = word.strip() != PLACE and _has_empty(json.loads(word))
+        except (ValueError, RecursionError):
+            continue
+        if empty:
+            raise UsageError(
+                f"`{PLACE}` in CMD stands for PATH, also in JSON",
+                hint=f"write `{_DOUBLED}` for an empty object",
+            )
+
+
+def _has_empty(value: object) -> bool:
+    if isinstance(value, dict):
+        return not value or any(map(_has_empty, value.values()))
+    return isinstance(value, list) and any(map(_has_empty, value))
 
 
 def parse_pattern(text: str) -> re.Pattern[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.bench.counting import CounterFiles
 from stager.core.bench.plan import (
+    ENGINES,
     Trial,
     in_round,
     methods_for,
@@ -344,14 +345,18 @@ class Bench:
 
     async def _conclude(self, ended: str) -> int:
         results = await self._tell(ended)
-        timeout = self._options.timeout
+        options, timeout = self._options, self._options.timeout
         if ended and timeout is not None and time.monotonic() - self._began >= timeout:
-            shorter = "give it longer" if self._options.quick else "give it longer, or use --quick"
+            short = options.quick or options.engine is not None
+            shorter = "give it longer" if short else "give it longer, or use --quick"
             hint = "what was measured until then is above" if results.summary.runs else shorter
             raise DeadlineExceeded("--timeout ran out", hint=hint)
         if not results.summary.runs:
             why = next((cell.unmeasured for cell in results.cells if cell.unmeasured), "")
             raise AnswerNo("nothing could be measured", hint=why or None)
+        if options.engine is not None and not any(run.method in ENGINES for run in results.runs):
+            why = next(cell.unmeasured for cell in results.cells if cell.method in ENGINES)
+            raise AnswerNo("the engine was not started", hint=why)
         return 0
 
     async def _prepare(self, folder: str) -> None:

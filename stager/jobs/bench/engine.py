@@ -23,6 +23,7 @@ from stager.core.hiding import Secrets
 from stager.core.units import format_duration, shown
 from stager.jobs.bench.asking import Asking
 from stager.jobs.bench.children import ChildFailed, last_line
+from stager.jobs.bench.searching import Search
 from stager.net.health import listens
 from stager.node.processes import kill_members, members, original_environment, processor_seconds
 
@@ -37,7 +38,7 @@ GRACE_S = 20.0  # from SIGTERM to SIGKILL: vLLM takes some ten seconds to end it
 _DEATH_S = 20.0  # from SIGKILL on
 _REST_S = 1.0
 _SILENCE_S = 5.0  # for its port to be free again
-_LAST_WORDS_S = 1.0
+_LAST_WORDS_S = 2.0
 _PIPE = 1 << 20  # bytes that a command can be ahead of whoever reads what it says
 _F_SETPIPE_SZ = 1031
 _WELL = "exit 0"
@@ -112,7 +113,8 @@ class Engine:
         """Start it on `path`, wait until it is ready, end it. Blocks. Raises `ChildFailed` for what never is, `Closed`, ``OSError``."""
         if why := self._taken():
             raise ChildFailed(why)
-        said = _Said(Lines(self.options.log), self.options.secrets)
+        search = Search(self.children, self.options.log, self.env) if self.options.log is not None else None
+        said = _Said(Lines(None), self.options.secrets, search)
         try:
             began = time.monotonic()
             child = self.children.start(
@@ -165,7 +167,7 @@ class Engine:
                     return self._at_last(how, said)
                 look = now + _SHARE * (time.monotonic() - now)
             if now >= late:
-                asleep = self._not_ready(asking)
+                asleep = self._not_ready(asking, said)
                 raise ChildFailed(f"not ready after {format_duration(now - began)}: {asleep}{said.last_line}")
             if until is not None and now >= until:
                 raise ChildFailed("no time left")
@@ -192,7 +194,9 @@ class Engine:
                 raise ChildFailed(f"it was ready, and ended with {how} right after{said.last_line}")
             time.sleep(_LOOK_S)
 
-    def _not_ready(self, asking: Asking | None) -> str:
+    def _not_ready(self, asking: Asking | None, said: _Said) -> str:
+        if said.stuck:
+            return "to look for --ready-log in what it says takes too long: write a simpler one"
         if asking is None:
             return "no line of its output matched (many programs keep theirs back when it goes to a pipe)"
         return f"{self.options.told.url} {f'answers {asking.status}' if asking.status else 'does not answer'}"
@@ -247,8 +251,10 @@ class Engine:
 class _Said:
     """Reads what a command says as it comes, so that it never waits for us. `matched` is when a line matched (monotonic), else 0."""
 
-    def __init__(self, lines: Lines, secrets: Secrets) -> None:
+    def __init__(self, lines: Lines, secrets: Secrets, search: Search | None) -> None:
         self._lines = lines
+        self._search = search
+        self._feeding = 0.0  # since when
         self._secrets = secrets
         self._readers: tuple[int, ...] = ()
         self.writers: tuple[int, ...] = ()
@@ -267,6 +273,11 @@ class _Said:
         """Its last words, as the end of a sentence, without secrets: hidden before they are cut, for a half of one is no value."""
         return last_line(self._secrets.hide(self._lines.end.rstrip().rpartition("\n")[2]))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the search is far behind."""
+        return bool(self._feeding) and time.monotonic() - self._feeding > _LAST_WORDS_S
+
     def begin(self) -> None:
         """The command has its ends of the pipes."""
         self._drop_writers()
@@ -281,10 +292,14 @@ class _Said:
         """Read no more."""
         self._over.set()
         self._drop_writers()
+        if self._search is not None:
+            self._search.kill()
         if self._thread.ident is not None:
             self._thread.join()
         for reader in self._readers:
             os.close(reader)
+        if self._search is not None:
+            self._search.close()
 
     def _drop_writers(self) -> None:
         for writer in self.writers:
@@ -292,16 +307,31 @@ class _Said:
         self.writers = ()
 
     def _read(self) -> None:
+        search = self._search
         readers = set(self._readers)
-        while readers and not self._over.is_set():
-            for reader in select.select(readers, [], [], 0.1)[0]:
+        answers = {search.answers} if search is not None else set()
+        while (readers or answers) and not self._over.is_set():
+            for reader in select.select([*readers, *answers], [], [], 0.1)[0]:
+                if search is not None and reader == search.answers:
+                    if search.heard() is None:
+                        answers = set()
+                    elif not self.matched:
+                        self.matched = time.monotonic()
+                        self.event.set()
+                    continue
                 data = os.read(reader, _PIPE)
                 self._lines.feed(reader, data)
+                self._feed(reader, data)
                 if not data:
                     readers.discard(reader)
-                if self._lines.matched and not self.matched:
-                    self.matched = time.monotonic()
-                    self.event.set()
+            if search is not None and not readers:
+                search.end()
+
+    def _feed(self, reader: int, data: bytes) -> None:
+        if self._search is not None:
+            self._feeding = time.monotonic()
+            self._search.feed(reader, data)
+            self._feeding = 0.0
 
 
 def _status(leader: int) -> os.waitid_result | None:
