@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from stager.core.bench.plan import Trial, methods_for, trials_of
 from stager.core.bench.quick import (
     Rates,
+    beyond,
+    first_bytes,
     in_turns,
     quick_bytes,
     quick_seconds,
@@ -57,6 +59,27 @@ def test_a_sample_keeps_to_its_budget_and_to_the_largest_files(sizes: list[int],
 def test_as_many_files_are_read_as_several_readers_read_at_once(files: int, size: int, budget: int) -> None:
     """One file is one stream: by it a method that reads many at once looks no better than `cat`."""
     assert len(sample([size] * files, budget).chosen) >= min(files, 16)
+
+
+@pytest.mark.parametrize("budget", [4 * MIB, 7 * MIB, 16 * MIB])
+def test_files_are_cut_before_any_is_left_out(budget: int) -> None:
+    """Two of four would halve what those methods can show that read all four at once."""
+    assert sample([24 * MIB] * 4, budget).chosen == (0, 1, 2, 3)
+
+
+def test_several_loaders_wait_where_time_is_short() -> None:
+    slow, fast = Rates(3e6, 3e6), Rates(3e9, 3e9)
+    both = trials_of(0, ("read", "mmap-names", "warm", "recipe"), (1, 4))
+    one = [trial for trial in both if trial.loaders == 1]
+    sizes = [24 * MIB] * 4
+    assert first_bytes(both, sizes, slow, 1, 60) == min(quick_bytes(one, slow, 1, 60), 32 * MIB)
+    assert first_bytes(both, sizes, slow, 1, 60) > quick_bytes(both, slow, 1, 60)
+    assert first_bytes(both, sizes, fast, 1, 60) == quick_bytes(both, fast, 1, 60)
+
+
+def test_what_a_part_cannot_show_is_said() -> None:
+    assert "2 files of 4 large ones cannot show" in beyond(MIB, 2, 4)
+    assert "cannot show" not in beyond(MIB, 16, 40)
 
 
 def test_shards_that_do_not_fit_are_read_in_part_each_by_the_same_part() -> None:

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from stager.core.bench.plan import NAMES, OFFSETS, SAFETENSORS
-from stager.core.units import MIB, format_size
+from stager.core.units import MIB, count, format_size
 
 if TYPE_CHECKING:
     from stager.core.bench.plan import Trial
@@ -24,7 +24,8 @@ OVERHEAD_S = 0.6
 _UNFORESEEN = 1.2
 _FROM_MEMORY = 2.5e9  # bytes/s of a second load, its pages counted before and after
 _STREAMS = 16  # as many files at once are read by the methods that read several
-_LEAST_PART = 2 * MIB  # of a file, if fewer files will do: below, what it takes to open them is most of it
+_LEAST_PART = MIB  # of a file; below, what it takes to open it is most of it
+_ENOUGH_PART = 8 * MIB  # of a file, before several loaders are given time too
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,21 @@ def quick_bytes(trials: Sequence[Trial], rates: Rates, rounds: int, seconds: flo
     return int(max(seconds - overhead, seconds / 4) / per_byte)
 
 
+def first_bytes(
+    trials: Sequence[Trial], sizes: Sequence[int], rates: Rates, rounds: int, seconds: float
+) -> int:
+    """As `quick_bytes`; where that would be too little of each file to tell methods apart, several loaders get only what time the others leave."""
+    everything = quick_bytes(trials, rates, rounds, seconds)
+    few = min((trial.loaders for trial in trials), default=1)
+    first = quick_bytes([trial for trial in trials if trial.loaders == few], rates, rounds, seconds)
+    return max(everything, min(first, _streams(sizes) * _ENOUGH_PART))
+
+
+def _streams(sizes: Sequence[int]) -> int:
+    """How many of the files are read at once by the methods that read several."""
+    return max(1, min(_STREAMS, sum(size >= MIB for size in sizes)))
+
+
 def _per_byte(trial: Trial, rates: Rates) -> float:
     """Seconds for each byte of a cold run and the second load after it, at worst: what reads several files at once is faster where that helps."""
     mapped = trial.method in (OFFSETS, NAMES, SAFETENSORS)
@@ -93,7 +109,7 @@ def sample(sizes: Sequence[int], budget: int | None) -> Sample:
     if budget is None or sum(sizes) <= budget:
         return Sample(tuple(range(len(sizes))))
     ranked = sorted((at for at in range(len(sizes)) if sizes[at]), key=lambda at: (-sizes[at], at))
-    streams = max(1, min(_STREAMS, sum(size >= MIB for size in sizes)))
+    streams = _streams(sizes)
     if sum(sizes[at] for at in ranked[:streams]) <= budget:
         return Sample(_fitting(sizes, ranked, budget))
     for number in range(streams, 0, -1):
@@ -105,11 +121,17 @@ def sample(sizes: Sequence[int], budget: int | None) -> Sample:
     return Sample(tuple(sorted(chosen)), cut if cut < sizes[chosen[0]] else None)
 
 
-def beyond(part: int) -> str:
-    """What the first `part` bytes of files do not tell."""
+def beyond(part: int, files: int, of_files: int) -> str:
+    """What the first `part` bytes of so many files do not tell, where there are `of_files` of 1 MiB and more."""
+    streams = ""
+    if files < min(of_files, _STREAMS):
+        streams = (
+            f"; and {count(files, 'file')} of {of_files} large ones cannot show what more would bring at once"
+        )
     return (
         f"what lies beyond the first {format_size(part)} of each file: little is left of the order of tensors, and what"
-        " adapts while it reads (stager warm, the kernel's read-ahead) has little time to"
+        " adapts while it reads (stager warm, the kernel's read-ahead) has little time to, so the start of recipe, vmtouch and warm"
+        f" weighs more than in a whole load: they may be faster there by more{streams}"
     )
 
 

@@ -17,7 +17,7 @@ from stager.core.errors import UsageError, from_oserror
 from stager.core.location import told
 from stager.core.model import Known
 from stager.core.select import selected
-from stager.core.units import format_size, shown
+from stager.core.units import MIB, format_size, shown
 from stager.engine import runtime
 from stager.jobs import remote
 from stager.jobs.bench import pages
@@ -107,7 +107,14 @@ class Ground:
         """The same ground with the files that `found` names, or a part of each."""
         files = tuple(self.files[index] for index in found.chosen)
         read = replace(self, files=files, part=found.part)
-        limits = self.storage.limits if found.part is None else (*self.storage.limits, beyond(found.part))
+        limits = (
+            self.storage.limits
+            if found.part is None
+            else (
+                *self.storage.limits,
+                beyond(found.part, len(files), sum(one.size >= MIB for one in self.files)),
+            )
+        )
         storage = replace(self.storage, files=len(files), bytes=read.total, part=found.part, limits=limits)
         return replace(read, storage=storage)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.bench.quick import (
     Rates,
+    first_bytes,
     probe_seconds,
     quick_bytes,
     quick_seconds,
@@ -93,15 +94,16 @@ class Quick:
     def _cut(
         self, ground: Ground | StoreGround, rate: Rates, trials: Sequence[Trial], seconds: float
     ) -> Ground | StoreGround:
-        budget = quick_bytes(trials, rate, self.rounds, seconds)
         found: Ground | StoreGround
         if isinstance(ground, StoreGround):
+            budget = quick_bytes(trials, rate, self.rounds, seconds)
             found = ground.sampled(whole_sample([size for _, size in ground.sizes], budget))
         else:
             sizes, room = [file.size for file in ground.files], _room(ground.total)
             if self.sweep is not None:
                 found = ground.sampled(self.sweep.quick_sample(sizes, rate.read, seconds))
             else:
+                budget = first_bytes(trials, sizes, rate, self.rounds, seconds)
                 found = ground.sampled(sample(sizes, budget))
             if found.total > room:  # what does not stay in memory cannot be proven
                 found = ground.sampled(sample(sizes, room))
@@ -112,6 +114,8 @@ class Quick:
                 files = (
                     f"of {files} the first {format_size(part)}{' each' if found.storage.files > 1 else ''}"
                 )
+            if found.storage.files < found.storage.of_files and part is not None:
+                files = f"of {found.storage.files} of {count(found.storage.of_files, 'file')} the first {format_size(part)} each"
             text = f"--quick: {format_size(found.total)} of {format_size(ground.total)} are read ({files}) of {shown(ground.storage.path)}"
             self.reporter.emit(Note("info", "sampled", text))
         return found
