@@ -120,11 +120,11 @@ def test_a_second_load_by_hand_finds_everything(box: Box) -> None:
 
 def test_a_setting_of_a_sweep_is_warmed_by_hand(box: Box) -> None:
     path = box.model(size=8 << 20, shards=2)
-    words = ["--sweep", "--sweep-lanes", "2", "--sweep-spans", "2MiB"]
+    words = ["--sweep", "--sweep-lanes", "2,4", "--sweep-spans", "2MiB"]
     said = typed(box, told_apart(commands(measured(box, path, *words))))
     size = sum(os.path.getsize(one) for one in files_below(path))
     plain, tuned = said.split(MARK)[1:]
-    assert "by_warm -P 2 --span 2MiB --no-adapt" in tuned
+    assert re.search(r"by_warm -P [24] --span 2MiB --no-adapt", tuned)
     for line in (plain, tuned):
         counted = [one for one in line.splitlines() if one.endswith(" resident")]
         assert counted == ["0 bytes resident", f"{size} bytes resident"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import anyio
@@ -16,7 +18,7 @@ from stager.jobs.bench.methods import Methods
 from stager.jobs.bench.trial import Trials
 from stager.jobs.options import Selection
 from tests.fuselab.fixtures import MountFactory
-from tests.harness import MIB, Box, files_below, resident
+from tests.harness import MIB, ROOT, Box, files_below, resident
 
 
 def ground_of(path: str) -> Ground:
@@ -62,6 +64,17 @@ def test_each_file_is_opened_once_to_be_dropped_and_counted(fuse_mount: MountFac
     assert found.chill() == (0, "")
     assert mount.counters()["opens"] - before == 2 * 20
     assert found.resident() == 0
+
+
+def test_what_begins_with_a_dash_is_a_path(box: Box) -> None:
+    box.file("-t/a.bin", MIB)
+    words = ["bench", "--methods", "warm", "--rounds", "1", "--yes", "--json", "--", "-t"]
+    run = [sys.executable, "-m", "stager", *words]
+    done = subprocess.run(
+        run, cwd=box.folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b'"failed":0' in done.stdout
 
 
 def test_a_run_leaves_its_pages_to_the_next_one_to_drop(box: Box) -> None:

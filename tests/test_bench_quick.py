@@ -156,7 +156,7 @@ def test_a_part_of_each_shard_shows_what_reads_them_at_once(box: Box, fuse_mount
     model = box.model(size=512 * MIB, shards=4)
     mount = fuse_mount(source=model, keep_cache="always", stream_rate=8_000_000)
     methods = "read,mmap-names,recipe,vmtouch,warm,warm+mmap"
-    done = quick(box, mount.path, "--methods", methods, "--loaders", "1", "--timeout", "24s")
+    done = quick(box, mount.path, "--methods", methods, "--loaders", "1", "--timeout", "44s")
     storage = done.event("bench")["storages"][0]
     assert storage["files"] == 4 < storage["of_files"], str(done)
     assert MIB <= storage["part"] < 32 * MIB

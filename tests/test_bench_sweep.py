@@ -94,7 +94,7 @@ def test_the_command_that_it_gives_works(box: Box) -> None:
     words = [
         model,
         "--sweep-lanes",
-        "2",
+        "2,3",
         "--sweep-spans",
         "1MiB",
         "--include",
@@ -103,17 +103,25 @@ def test_the_command_that_it_gives_works(box: Box) -> None:
         "1",
     ]
     found = sweep(box, *words).event("bench_sweep")
-    assert found["best"]["setting"] == {"lanes": 2, "span": MIB}
+    lanes = found["best"]["setting"]["lanes"]
+    assert lanes in (2, 3)
+    setting = ["-P", str(lanes), "--span", "1MiB", "--no-adapt"]
     given = shlex.split(found["command"])
     assert given[:4] == ["stager", "warm", model, "--include=*.safetensors"]
-    assert given[4:] in ([], ["-P", "2", "--span", "1MiB", "--no-adapt"])
-    done = box.run(*given[1:], *["-P", "2", "--span", "1MiB", "--no-adapt"][len(given) - 4 :])
+    assert given[4:] in ([], setting)
+    done = box.run(*given[1:], *setting[len(given) - 4 :])
     assert done.code == 0, str(done)
 
 
 def test_a_quick_sweep_does_less(box: Box) -> None:
     done = sweep(box, box.model(size=24 * MIB, shards=3), "--quick")
-    assert {named(one["setting"]) for one in done.all("bench_cell")} == {"2/0", "3/0", "adaptive"}
+    assert {named(one["setting"]) for one in done.all("bench_cell")} == {
+        "2/0",
+        "3/0",
+        "2/4",
+        "6/4",
+        "adaptive",
+    }
     assert done.event("bench")["rounds"] == 2
     assert done.event("bench")["seconds"] < 120
 
@@ -163,7 +171,7 @@ def test_a_mount_that_drops_pages_has_no_best_setting(box: Box, fuse_mount: Moun
     found = done.event("bench_sweep")
     assert (found["best"], found["command"]) == (None, "")
     assert "drops pages" in found["unmeasured"]
-    assert [run["state"] for run in done.all("bench_run")] == ["first"]
+    assert done.all("bench_run") == []  # nothing was to be learnt by reading it
 
 
 @pytest.mark.parametrize(

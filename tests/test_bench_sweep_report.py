@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stager.core.bench.setting import Setting
 from stager.core.bench.sweep_chart import Line, Point, by_lanes, spread_out
 from stager.jobs.bench.report import write_report
 from tests import bench_samples
@@ -121,3 +122,13 @@ def test_a_real_sweep_is_reported_number_by_number(box: Box) -> None:
     page = page_of(folder)
     assert {"in-short", "sweep-1", "machine", "storages"} <= {grid.id for grid in page.grids}
     assert not [grid for grid in page.grids if grid.id.startswith(("loads", "loaders", "files", "within"))]
+
+
+def test_each_storage_is_warmed_by_hand_with_its_own_best_setting(tmp_path: Path) -> None:
+    write_report(bench_samples.swept(), str(tmp_path))
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    best = [line["best"] for line in lines_of(tmp_path) if line["type"] == "bench_sweep" and line["best"]]
+    assert len(best) > 1
+    for one in best:
+        setting = Setting(one["setting"]["lanes"], one["setting"]["span"])
+        assert f"cold; time by_warm {setting} --no-adapt" in page

@@ -246,6 +246,7 @@ BENCH_SWEEP = BenchSweep(
     noise=0.05,
     assumed=False,
     once=(Setting(1, 0),),
+    untried=(),
     command="stager warm /mnt/oss/r1 -P 16 --span 64MiB --no-adapt",
 )
 STARTED = replace(

@@ -126,11 +126,13 @@ def _loads(results: Results) -> bool:
 
 
 def _another(results: Results, storage: BenchStorage, *, again: bool) -> list[Block]:
+    swept = _best_lines(results, storage) if again and results.sweeps else ()
+    again = again and not swept
     then = "and then the last lines above again" if again else "and then"
     text = (Mono(storage.path), f": these files ({_count(storage)}), {then}{'.' if again else ':'}")
     engine = results.summary.engine
     start = (_start(engine, bash_word(storage.path)),) if engine else ()
-    return [text, Code((*_list(results, storage), *start)), *_below(storage)]
+    return [text, Code((*_list(results, storage), *start, *swept)), *_below(storage)]
 
 
 def _count(storage: BenchStorage) -> str:
@@ -209,13 +211,19 @@ def _commands(part: int | None) -> dict[str, str]:
 
 def _swept(results: Results, storage: BenchStorage) -> list[Block]:
     """What warming does by itself, and the best setting."""
-    best = next((sweep.best for sweep in results.sweeps if sweep.storage == storage.path), None)
-    words = (
-        f" {shlex.join(best.setting.words)}" if best and best.setting else " -P 16 --span 64MiB --no-adapt"
+    text = (
+        "Each line makes the files cold and warms them: without a setting, and with one; any other setting likewise. Their seconds are those of the report. "
+        "On a FUSE mount wait some seconds between the lines, for its daemon may still be fetching."
     )
-    text = "Each line makes the files cold and warms them: without a setting, and with one; any other setting likewise. Their seconds are those of the report."
     warm = f'by_warm() {{ xargs -0 stager warm {_EXACTLY} "$@" < "$D/files"; }}'
-    return [text, Code((warm, "cold; time by_warm", f"cold; time by_warm{words}"))]
+    return [text, Code((warm, *_best_lines(results, storage)))]
+
+
+def _best_lines(results: Results, storage: BenchStorage) -> tuple[str, ...]:
+    """Warming by itself, and with the best setting of `storage`."""
+    best = next((sweep.best for sweep in results.sweeps if sweep.storage == storage.path), None)
+    words = shlex.join(best.setting.words) if best and best.setting else "-P 16 --span 64MiB --no-adapt"
+    return ("cold; time by_warm", f"cold; time by_warm {words}")
 
 
 def _lines(results: Results, storage: BenchStorage) -> list[Block]:

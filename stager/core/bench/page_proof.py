@@ -12,6 +12,10 @@ PROOF: tuple[Prose, ...] = (
         "second load is as cold as the first."
     ),
     (
+        "What a FUSE daemon is still fetching when a cold run has ended would slow down the next: before that, as long as the last one took is waited, or where bytes "
+        "from below are counted until they have stood still for half a second; at most 10 s. That is in nobody's seconds."
+    ),
+    (
         "When a run has ended at least 99 % must be resident. The rest may have gone after it was read, which has cost the run no time: ",
         Mono("resident_after"),
         " tells how much.",

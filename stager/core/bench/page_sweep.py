@@ -25,7 +25,7 @@ from stager.core.bench.reports import BenchCell
 from stager.core.bench.setting import Setting
 from stager.core.bench.svg import seconds_text, size_text
 from stager.core.bench.sweep_chart import Line, Point
-from stager.core.bench.sweep_table import ended_text, sweep_lines
+from stager.core.bench.sweep_table import ended_text, verdict_lines
 from stager.core.bench.verdict import BenchSweep
 from stager.core.plan import span_text
 from stager.core.units import count, shown
@@ -122,8 +122,11 @@ def blocks(results: Results) -> list[Block]:
     found: list[Block] = [Heading(2, "The best lanes and span")]
     for at, sweep in enumerate(results.sweeps, start=1):
         cells = [cell for cell in results.cells if cell.storage == sweep.storage]
+        storage = next(one for one in results.storages if one.path == sweep.storage)
         found.append(Heading(3, (Mono(sweep.storage), f" ({sweep.filesystem})")))
-        found.append(" ".join(f"{line[0].upper()}{line[1:]}." for line in sweep_lines(sweep)))
+        found.append(
+            " ".join(f"{line[0].upper()}{line[1:]}." for line in verdict_lines(storage, cells, sweep))
+        )
         if sweep.command:
             found.append(Code((sweep.command,)))
         if any(cell.seconds for cell in cells):

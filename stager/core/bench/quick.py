@@ -22,6 +22,8 @@ _SPARE = 0.1  # of all the time: for what takes longer than planned
 OVERHEAD_S = 0.6
 """What a run takes beside its reading, in seconds: processes that start, pages that are counted."""
 _UNFORESEEN = 1.2
+LOOKS = 3
+"""How often a run has each file looked at: to be made cold, when it begins, and after it."""
 _FROM_MEMORY = 2.5e9  # bytes/s of a second load, its pages counted before and after
 _STREAMS = 16  # as many files at once are read by the methods that read several
 _LEAST_PART = MIB  # of a file; below, what it takes to open it is most of it
@@ -30,11 +32,16 @@ _ENOUGH_PART = 8 * MIB  # of a file, before several loaders are given time too
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast one reader gets a cold file, in bytes/s: by read, and by touching a mapping. `drops`: every loader reads anew, and so does a second load."""
+    """How fast one reader gets a cold file, in bytes/s: by read, and by touching a mapping. `drops`: every loader reads anew, and so does a second load.
+
+    `look` is how many seconds a look at one file's pages takes. `settles`: before each cold run about as long as the last one took is waited.
+    """
 
     read: float
     mapped: float
     drops: bool = False
+    look: float = 0.0
+    settles: bool = False
 
 
 def probe_seconds(whole: float, storages: int) -> float:
@@ -47,12 +54,13 @@ def work_left(whole: float, elapsed: float) -> float:
     return max(1.0, min(WORK_S, whole * (1 - _SPARE) - elapsed))
 
 
-def quick_seconds(trials: Sequence[Trial], rates: Rates, size: int, rounds: int) -> float:
-    """About how many seconds `trials` of `size` bytes take, each cold and again in so many rounds, and the uncounted read before them."""
+def quick_seconds(trials: Sequence[Trial], rates: Rates, size: int, rounds: int, files: int = 0) -> float:
+    """About how many seconds `trials` of `size` bytes in so many `files` take, each cold and again in so many rounds, and the uncounted read before them."""
     shares = 1 / max(1, len({trial.file for trial in trials if trial.file}))
     each = sum(_per_byte(trial, rates) * (shares if trial.file else 1) for trial in trials)
     per_byte = each * rounds + 1 / max(1.0, rates.read)
-    return _UNFORESEEN * size * per_byte + 2 * OVERHEAD_S * rounds * len(trials)
+    beside = OVERHEAD_S + LOOKS * rates.look * files
+    return _UNFORESEEN * size * per_byte + 2 * beside * rounds * len(trials)
 
 
 def quick_bytes(trials: Sequence[Trial], rates: Rates, rounds: int, seconds: float) -> int:
@@ -77,10 +85,17 @@ def _streams(sizes: Sequence[int]) -> int:
     return max(1, min(_STREAMS, sum(size >= MIB for size in sizes)))
 
 
+def file_bytes(trials: Sequence[Trial], rates: Rates, rounds: int) -> int:
+    """How many bytes could be read in the time that the looks at one file take."""
+    looks = quick_seconds(trials, rates, 0, rounds, 1) - quick_seconds(trials, rates, 0, rounds)
+    per_byte = quick_seconds(trials, rates, 1, rounds) - quick_seconds(trials, rates, 0, rounds)
+    return int(looks / per_byte)
+
+
 def _per_byte(trial: Trial, rates: Rates) -> float:
     """Seconds for each byte of a cold run and the second load after it, at worst: what reads several files at once is faster where that helps."""
     mapped = trial.method in (OFFSETS, NAMES, SAFETENSORS)
-    cold = 1 / max(1.0, rates.mapped if mapped else rates.read)
+    cold = (2 if rates.settles else 1) / max(1.0, rates.mapped if mapped else rates.read)
     return 2 * cold * trial.loaders if rates.drops else cold + 1 / _FROM_MEMORY
 
 
@@ -100,21 +115,21 @@ class Sample:
     part: int | None = None
 
 
-def sample(sizes: Sequence[int], budget: int | None) -> Sample:
-    """Files that together have at most `budget` bytes (None: all files).
+def sample(sizes: Sequence[int], budget: int | None, each: int = 0) -> Sample:
+    """Files that together have at most `budget` bytes (None: all files), of which each file costs `each` beside its own.
 
     The largest, whole, if so many fit as are read at once. Else a part of each of as many, the same for all: how fast several files
     come at once is what tells storages and methods apart. Never less than 1 MiB of the largest.
     """
-    if budget is None or sum(sizes) <= budget:
+    if budget is None or sum(sizes) + each * len(sizes) <= budget:
         return Sample(tuple(range(len(sizes))))
     ranked = sorted((at for at in range(len(sizes)) if sizes[at]), key=lambda at: (-sizes[at], at))
     streams = _streams(sizes)
-    if sum(sizes[at] for at in ranked[:streams]) <= budget:
-        return Sample(_fitting(sizes, ranked, budget))
+    if sum(sizes[at] + each for at in ranked[:streams]) <= budget:
+        return Sample(_fitting([size + each for size in sizes], ranked, budget))
     for number in range(streams, 0, -1):
         chosen = ranked[:number]
-        part = _level([sizes[at] for at in chosen], budget) // MIB * MIB
+        part = _level([sizes[at] for at in chosen], max(0, budget - each * number)) // MIB * MIB
         if part >= min(_LEAST_PART, sizes[chosen[0]]) or number == 1:
             break
     cut = max(MIB, part)

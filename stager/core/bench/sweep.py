@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stager.core.bench.plan import parse_numbers
-from stager.core.bench.quick import Sample, sample
+from stager.core.bench.quick import LOOKS, Sample, sample
 from stager.core.bench.setting import Setting
 from stager.core.errors import UsageError
 from stager.core.plan import LEAST_SPAN, WHOLE, parse_span
 from stager.core.units import MIB
 
 if TYPE_CHECKING:
+    from stager.core.bench.quick import Rates
     from stager.core.bench.reports import BenchCell
 
 _OVERHEAD_S = 0.9  # of a run beside its reading: an interpreter, the survey, pages that are counted
@@ -25,19 +26,20 @@ _LATE_S, _QUICK_LATE_S = 60.0, 5.0  # but not before so many seconds
 _ONE_FILE = (
     0.5  # of its time: for one file at the rate of one reader, which the settings with more lanes do not need
 )
+_LONG_PART = 8 * MIB  # two of the shortest pieces that a quick sweep tries
 
 TOO_SLOW = "it took more than three times as long as the fastest so far, and was stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The lanes and the span sizes (bytes, `WHOLE`) whose combinations a sweep tries."""
+    """The lanes and the span sizes (bytes, `WHOLE`) whose combinations a sweep tries. Without `spans`: whole files, and a quarter of the largest."""
 
     lanes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     spans: tuple[int, ...] = (WHOLE, 256 * MIB, 64 * MIB, 16 * MIB)
 
 
-QUICK_GRID = Grid((2, 8, 32), (WHOLE, 64 * MIB))
+QUICK_GRID = Grid((2, 8, 32), ())
 """What --quick has time for."""
 QUICK_ROUNDS = 2
 """How often --quick measures the settings that are near the best."""
@@ -61,12 +63,13 @@ def settings_of(sizes: Sequence[int], grid: Grid) -> tuple[Setting, ...]:
 
     A span that no file is longer than is a whole file. More lanes than pieces cannot be busy: there are as many lanes as pieces then. One
     lane reads one piece after the other however long they are, so it is tried with the longest span alone. Files below 1 MiB are over at
-    once and do not count as pieces, unless there are no others.
+    once and do not count as pieces, unless there are no others; nor do such tails of files.
     """
     largest = max(sizes, default=0)
     counted = [size for size in sizes if size >= LEAST_SPAN] or [size for size in sizes if size] or [1]
     found: dict[Setting, None] = {}
-    for span in dict.fromkeys(WHOLE if span >= largest else span for span in grid.spans):
+    spans = grid.spans or (WHOLE, _quarter(largest))
+    for span in dict.fromkeys(WHOLE if span >= largest else span for span in spans):
         pieces = sum(_pieces(size, span) for size in counted)
         for lanes in grid.lanes:
             setting = Setting(min(lanes, pieces), span)
@@ -76,7 +79,14 @@ def settings_of(sizes: Sequence[int], grid: Grid) -> tuple[Setting, ...]:
 
 
 def _pieces(size: int, span: int) -> int:
-    return 1 if span == WHOLE else -(-size // span)
+    if span == WHOLE:
+        return 1
+    return max(1, size // span + (size % span >= LEAST_SPAN))
+
+
+def _quarter(size: int) -> int:
+    """A power of two that is about a quarter of `size` bytes, from 4 to 64 MiB."""
+    return int(min(64 * MIB, max(4 * MIB, 1 << max(0, (size // 4).bit_length() - 1))))
 
 
 def first_pass(settings: Sequence[Setting]) -> list[Setting | None]:
@@ -130,16 +140,21 @@ def patience(fastest: float, *, quick: bool) -> float:
 
 
 def quick_sweep_sample(
-    sizes: Sequence[int], settings: int, rounds: int, read_rate: float, seconds: float
+    sizes: Sequence[int], settings: int, rounds: int, rates: Rates, seconds: float
 ) -> Sample:
-    """What a sweep reads that may take so many seconds: the files that there is time for, else one that a single reader has in half of it.
+    """What a sweep reads that may take so many seconds: the files that there is time for, else a part of each of several.
 
-    A whole file shows what spans do; only where every file takes too long it is a part of each.
+    Several files show what lanes do. Where the parts would be too short to show what spans do, it is one whole file, if a single reader has it in
+    half of the time.
     """
-    found = sample(sizes, quick_sweep_bytes(settings, rounds, read_rate, seconds))
+    rate = rates.read / (2 if rates.settles else 1)
+    each = int(LOOKS * rates.look * rate)
+    found = sample(sizes, quick_sweep_bytes(settings, rounds, rate, seconds), each)
+    if found.part is not None and found.part >= _LONG_PART and len(found.chosen) > 1:
+        return found
     largest = max(sizes, default=0)
     smallest = min((at for at, size in enumerate(sizes) if 4 * size >= largest), key=lambda at: sizes[at])
-    late = sizes[smallest] > read_rate * _ONE_FILE * seconds
+    late = sizes[smallest] > rates.read * _ONE_FILE * seconds
     return found if found.part is None or late else Sample((smallest,))
 
 

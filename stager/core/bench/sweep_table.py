@@ -11,14 +11,15 @@ from stager.core.bench.sweep import TOO_SLOW
 from stager.core.bench.table import head
 from stager.core.bench.verdict import UNSTEADY
 from stager.core.bench.wording import seconds_text
-from stager.core.plan import span_text
-from stager.core.units import format_size
+from stager.core.plan import LEAST_SPAN, WHOLE, span_text
+from stager.core.units import count, format_size
 
 if TYPE_CHECKING:
     from stager.core.bench.verdict import BenchSweep, SweepFigure
 
 _BEST, _EVEN, _ONCE = "*", "=", "~"
 _FAR_APART = 1.5
+_MOST_LANES = 256
 _NAMED = 3  # so many settings that are even with the best are named in a line
 
 
@@ -35,13 +36,42 @@ def sweep_table(
 
 def _block(storage: BenchStorage, cells: list[BenchCell], sweep: BenchSweep) -> str:
     lines = [head(storage), *_grid(cells, sweep)] if any(cell.seconds for cell in cells) else [head(storage)]
-    lines += [f"  {line}" for line in (*sweep_lines(sweep), *_held_up(cells))]
+    lines += [f"  {line}" for line in verdict_lines(storage, cells, sweep)]
     if sweep.command:
-        lines.append(f"  so: {sweep.command}")
+        lines.append(f"  {'so, of those tried' if sweep.untried else 'so'}: {sweep.command}")
     return "\n".join([*lines, *(f"  not measured: {line}" for line in (*storage.limits, *_reasons(cells)))])
 
 
-def _held_up(cells: list[BenchCell]) -> list[str]:
+def verdict_lines(storage: BenchStorage, cells: Sequence[BenchCell], sweep: BenchSweep) -> list[str]:
+    """All that is to be said of one storage: the verdict, and what speaks against relying on it."""
+    lines = [*sweep_lines(sweep), *_held_up(cells)]
+    if sweep.best is None:
+        return lines
+    if storage.sampled:
+        files = f"{storage.files} of {count(storage.of_files, 'file')}"
+        if storage.part is not None:
+            files = f"the first {format_size(storage.part)} of {files}"
+        lines.append(
+            f"by {files} only: for the whole another setting may be better, which shows without --quick"
+        )
+    if more := _beyond(cells, sweep.best.setting):
+        lines.append(f"it lies at the edge of what was tried: {' or '.join(more)} may find a better one")
+    return lines
+
+
+def _beyond(cells: Sequence[BenchCell], best: Setting | None) -> list[str]:
+    """The options that try what lies beyond the most lanes and the shortest spans among `cells`, where `best` is one of these."""
+    fixed = [cell.setting for cell in cells if cell.setting is not None]
+    found = []
+    if best is not None and best.lanes == max(one.lanes for one in fixed) <= _MOST_LANES // 2:
+        found.append(f"--sweep-lanes {best.lanes},{2 * best.lanes}")
+    short = min((one.span for one in fixed if one.span != WHOLE), default=0)
+    if best is not None and best.span and best.span == short >= 2 * LEAST_SPAN:
+        found.append(f"--sweep-spans {span_text(short)},{span_text(short // 2)}")
+    return found
+
+
+def _held_up(cells: Sequence[BenchCell]) -> list[str]:
     """The settings of which one run took far longer than another: a median of three hides one such run, not two."""
     found = []
     for cell in cells:
@@ -112,7 +142,10 @@ def sweep_lines(sweep: BenchSweep) -> list[str]:
     """The verdict in words: the best setting, those even with it, how far from it ``stager warm`` is by itself, and what counts as even."""
     if sweep.best is None:
         return [f"no best setting: {sweep.unmeasured}"]
-    lines = [f"best: {figure_text(sweep.best)}; {adaptive_text(sweep)}"]
+    best = "best"
+    if sweep.untried:
+        best = f"best of those tried (all but {count(len(sweep.untried), 'setting')})"
+    lines = [f"{best}: {figure_text(sweep.best)}; {adaptive_text(sweep)}"]
     if sweep.even:
         named = ", ".join(figure_text(one, rate=False) for one in sweep.even)
         lines.append(f"even with it: {named if len(sweep.even) <= _NAMED else f'{len(sweep.even)} settings'}")
@@ -145,5 +178,11 @@ def adaptive_text(sweep: BenchSweep) -> str:
     took = f"adaptive: {seconds_text(sweep.adaptive.seconds)}"
     if not sweep.beyond_noise:
         return f"{took}, within the noise of it"
-    longer = sweep.ratio > 1
-    return f"{took}, {_times(sweep.ratio)} times as long" + ("" if longer else ", which no setting reaches")
+    times = f"{took}, {_times(sweep.ratio)} times as long"
+    if sweep.ratio > 1:
+        return times
+    return (
+        f"{times}, which none of those tried reaches"
+        if sweep.untried
+        else f"{times}, which no setting reaches"
+    )

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from stager.core.bench.reports import BenchCell, BenchPace, BenchRun, BenchStorage
 from stager.core.bench.setting import Setting
+from stager.core.bench.sweep import TOO_SLOW
 from stager.core.events import Event
 
 UNREPEATED = 0.1
@@ -19,6 +20,7 @@ _LEAST_NOISE = 0.02
 _MOST_NOISE = 0.5  # what is further apart is never called even, whatever the runs did
 UNSTEADY = 0.25
 """A noise above this share says more of the machine than of the settings."""
+_SURELY = 1.5  # times as long: what single runs must be apart for a setting to be advised
 _TIMES = 2.5  # two standard errors of a difference of medians, which are a quarter wider than means
 
 
@@ -40,8 +42,9 @@ class BenchSweep(Event):
     others of those, the gentlest first. `noise` is a share of a median: 2.5 times the standard deviation of repeated runs (the median of all settings': one run that
     was held up is not the noise of all), times the root of 2 / runs, from 0.02 to 0.5; `assumed` when nothing was repeated and it is 0.1. `adaptive` is the run without any
     setting, `ended_lanes` the lanes in force at the end of each of its runs, in their order. `ratio` is the seconds of `adaptive` by those of `best`,
-    `beyond_noise` whether that is more than noise. `once` are the settings that were measured once only, while others were repeated. `command` is what to run. Where there is no
-    best setting `unmeasured` says why.
+    `beyond_noise` whether that is more than noise. `once` are the settings that were measured once only, while others were repeated. `untried` are the
+    settings that have no number, but for those that were stopped as too slow: the best of the others need not be the best then. `command` is what to run.
+    Where there is no best setting `unmeasured` says why: one of one setting is none.
     """
 
     type: ClassVar[str] = "bench_sweep"
@@ -58,6 +61,7 @@ class BenchSweep(Event):
     noise: float
     assumed: bool
     once: tuple[Setting, ...]
+    untried: tuple[Setting, ...]
     command: str
     unmeasured: str = ""
 
@@ -77,12 +81,14 @@ def judge(
     fixed = [one for one in figures if one.setting is not None]
     most = max((len(one.runs) for one in fixed), default=0)
     repeated = [one for one in fixed if len(one.runs) > 1 or most == 1]
-    even = even_with_the_fastest(repeated, UNREPEATED if noise is None else noise)
+    untried = _untried(cells)
+    fewer = sum(cell.setting is not None for cell in cells) - len(untried) < 2
+    even = [] if fewer else even_with_the_fastest(repeated, UNREPEATED if noise is None else noise)
     best = even[0] if even else None
     ratio = adaptive.seconds / best.seconds if adaptive and best and best.seconds > 0 else None
     share = UNREPEATED if noise is None else noise
     beyond = None if ratio is None else not 1 / (1 + share) <= ratio <= 1 + share
-    slower = ratio is not None and ratio > 1 and bool(beyond)
+    slower = ratio is not None and ratio > (1 if noise is not None else _SURELY) and bool(beyond)
     words = [*warm, *(best.setting.words if best and best.setting and (slower or ratio is None) else ())]
     paces = [by_id[name].pace for name in adaptive.runs] if adaptive else []
     return BenchSweep(
@@ -98,8 +104,9 @@ def judge(
         noise=share,
         assumed=noise is None,
         once=tuple(one.setting for one in fixed if one.setting and len(one.runs) == 1 and most > 1),
+        untried=untried,
         command=shlex.join(words) if best else "",
-        unmeasured="" if best else _why(cells),
+        unmeasured="" if best else _why(cells, fixed),
     )
 
 
@@ -108,7 +115,20 @@ def _figure(cell: BenchCell) -> SweepFigure:
     return SweepFigure(cell.setting, cell.seconds.median, cell.throughput or 0.0, cell.runs)
 
 
-def _why(cells: Sequence[BenchCell]) -> str:
+def _untried(cells: Sequence[BenchCell]) -> tuple[Setting, ...]:
+    missing = [cell for cell in cells if cell.seconds is None and cell.unmeasured != TOO_SLOW]
+    return tuple(cell.setting for cell in missing if cell.setting is not None)
+
+
+def _why(cells: Sequence[BenchCell], fixed: Sequence[SweepFigure]) -> str:
+    """Why there is no best setting: only the one of `fixed` was measured, or not even that."""
+    number = sum(cell.setting is not None for cell in cells)
+    if fixed and number == 1:
+        return f"{fixed[0].setting} is the only way to read this that was to be tried, so there is nothing to choose"
+    if fixed:
+        return (
+            f"only {fixed[0].setting} of {number} settings was measured, so there is nothing to choose from"
+        )
     return next((cell.unmeasured for cell in cells if cell.unmeasured), "no setting was tried")
 
 

@@ -144,7 +144,8 @@ class Bench:
 
     async def _run(self) -> int:
         options = self._options
-        self._paths, again = await each_once(options.selection.paths)
+        plain = tuple(f"./{path}" if path.startswith("-") else path for path in options.selection.paths)
+        self._paths, again = await each_once(plain)  # what begins with a dash would be an option of its runs
         for path, first in again:
             same = f"{shown(path)} is {shown(first)} again: it is measured once"
             self._reporter.emit(Note("warning", "same_path", same))
@@ -298,7 +299,7 @@ class Bench:
         return not expired() and through
 
     async def _rounds(self) -> bool:
-        await self._trials.begin()
+        await self._trials.begin(self._planned)
         if self._sweep is not None:
             return await self._sweep.measure()
         if self._methods.engine is not None:

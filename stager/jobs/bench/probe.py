@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from stager.core.units import MIB, shown
 from stager.engine import runtime
 from stager.engine.report import TICK
 from stager.jobs.bench.children import ChildFailed
+from stager.jobs.bench.quiet import goes_on
 from stager.jobs.evict import evict
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _FIRST = MIB // 2
 _LONG_ENOUGH_S = 0.4  # then the rate is known well enough
 _FETCH_AT_LEAST = 4 * MIB
+_LOOKED_AT = 256
 
 
 async def give_back(ground: Ground, marker: str) -> Ground:
@@ -64,7 +67,17 @@ async def rates(ground: Ground, methods: Methods, seconds: float) -> Rates:
     for how in (READ, OFFSETS):
         look = partial(_rate, ground, methods, how, largest, seconds / 2)
         found.append(await runtime.in_thread(f"probing {shown(ground.storage.path)}", look))
-    return Rates(found[0], found[1], drops=ground.facts.keeps.hopeless)
+    each = await runtime.in_thread(f"looking at {shown(ground.storage.path)}", partial(_look_s, ground))
+    return Rates(found[0], found[1], drops=ground.facts.keeps.hopeless, look=each, settles=goes_on(ground))
+
+
+def _look_s(ground: Ground) -> float:
+    """Seconds for each file that is looked at, when many are at once."""
+    few = replace(ground, files=ground.files[:_LOOKED_AT])
+    began = time.monotonic()
+    with suppress(OSError):
+        few.chill()
+    return (time.monotonic() - began) / len(few.files)
 
 
 def _rate(ground: Ground, methods: Methods, how: str, index: int, seconds: float) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stager.core.bench.quick import (
     Rates,
+    file_bytes,
     first_bytes,
     probe_seconds,
     quick_bytes,
@@ -66,7 +67,8 @@ class Quick:
                 continue
             trials = trials_of(at, ground)
             chosen.append(self._cut(ground, rate, trials, work / known))
-            takes += quick_seconds(trials, rate, chosen[-1].total, self.rounds)
+            cut = chosen[-1]
+            takes += quick_seconds(trials, rate, cut.total, self.rounds, cut.storage.files)
         if takes > 1.2 * work and self.sweep is None:
             self._warn(len(grounds), takes)
         return chosen
@@ -101,10 +103,11 @@ class Quick:
         else:
             sizes, room = [file.size for file in ground.files], _room(ground.total)
             if self.sweep is not None:
-                found = ground.sampled(self.sweep.quick_sample(sizes, rate.read, seconds))
+                found = ground.sampled(self.sweep.quick_sample(sizes, rate, seconds))
             else:
                 budget = first_bytes(trials, sizes, rate, self.rounds, seconds)
-                found = ground.sampled(sample(sizes, budget))
+                each = file_bytes(trials, rate, self.rounds)
+                found = ground.sampled(sample(sizes, budget, each))
             if found.total > room:  # what does not stay in memory cannot be proven
                 found = ground.sampled(sample(sizes, room))
         if found.storage.sampled:

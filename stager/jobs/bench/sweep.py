@@ -22,7 +22,7 @@ from stager.core.bench.verdict import judge
 from stager.jobs.bench.ground import Ground
 
 if TYPE_CHECKING:
-    from stager.core.bench.quick import Sample
+    from stager.core.bench.quick import Rates, Sample
     from stager.core.bench.reports import BenchCell
     from stager.core.bench.sweep import Grid
     from stager.core.bench.verdict import BenchSweep
@@ -58,10 +58,10 @@ class Sweep:
             runs_at_most(len(self._of(at, self.trials.grounds[at])) - 1, self.rounds) for at in grounds
         )
 
-    def quick_sample(self, sizes: Sequence[int], read_rate: float, seconds: float) -> Sample:
-        """Which files of a storage, of these `sizes`, can be swept in so many seconds, at `read_rate` (bytes/s) of one reader."""
+    def quick_sample(self, sizes: Sequence[int], rates: Rates, seconds: float) -> Sample:
+        """Which files of a storage, of these `sizes`, can be swept in so many seconds, at such `rates`."""
         settings = len(settings_of(sizes, self.grid))
-        return quick_sweep_sample(sizes, settings, self.rounds, read_rate, seconds)
+        return quick_sweep_sample(sizes, settings, self.rounds, rates, seconds)
 
     async def measure(self) -> bool:
         """Every setting once, then those that are worth it and what warm does by itself again, in turns; whether there was time for all."""

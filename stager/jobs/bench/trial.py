@@ -26,6 +26,7 @@ from stager.jobs.bench.proof import Proof, stored, within
 from stager.jobs.bench.proof import counted as _counted
 from stager.jobs.bench.proof import lost as _lost
 from stager.jobs.bench.pulse import Pulse, held_up
+from stager.jobs.bench.quiet import Quiet
 from stager.jobs.options import Selection
 
 if TYPE_CHECKING:
@@ -68,24 +69,26 @@ class Trials:
     _hopeless: set[tuple[Trial, str]] = field(default_factory=set)
     _charging: set[str] = field(default_factory=set)
     _left: Ground | None = None  # whose pages the last run has left behind
+    _quiet: Quiet = field(default_factory=Quiet)
 
     @property
     def over(self) -> bool:
         """Whether no time is left."""
         return self.until is not None and time.monotonic() >= self.until
 
-    async def begin(self) -> None:
-        """Read each mount's files once, uncounted: memory that a virtual machine has never touched is slow the first time.
+    async def begin(self, planned: Sequence[Trial]) -> None:
+        """Read each mount's files once, uncounted, where any of what is `planned` can be measured: memory that a virtual machine has never touched is slow the first time.
 
         What that took is told: it is the only read before which nothing of this benchmark has filled the caches behind the mount.
         """
+        wanted = {trial.storage for trial in planned if not self.why_not(trial, COLD)}
         for index, ground in enumerate(self.grounds):
             if isinstance(ground, Ground) and self.methods.engine is not None:
                 look = partial(Inventory, ground)
                 self.inventories[index] = await runtime.in_thread(
                     f"listing {shown(ground.storage.path)}", look
                 )
-            if isinstance(ground, Ground) and not ground.why_not_cold and not self.over:
+            if isinstance(ground, Ground) and index in wanted and not self.over:
                 label = f"reading {shown(ground.storage.path)} once, uncounted"
                 await runtime.in_thread(label, partial(self._first, index, ground))
 
@@ -94,6 +97,7 @@ class Trials:
         took = self._fill(ground)
         brought = proof.end()
         self._learn(ground, took)
+        self._quiet.ended(ground, took.seconds)
         run = _made(ground.storage, Trial(index, READ, 1), FIRST, 0, took, ground.total)
         by = ground.counter.by if brought is not None else ""
         self._keep(replace(run, device_bytes=brought, device_bytes_by=by))
@@ -154,9 +158,14 @@ class Trials:
     # On a mount
 
     async def _on_mount(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
+        if state == COLD:
+            await self._quiet.wait(ground, self.until)
         label = f"measuring {trial.method} of {shown(ground.storage.path)}"
         once = partial(self._measure, ground, trial, state, number)
-        return self._keep(await runtime.in_thread(label, once))
+        made = await runtime.in_thread(label, once)
+        if state == COLD:
+            self._quiet.ended(ground, made.seconds)
+        return self._keep(made)
 
     def _measure(self, ground: Ground, trial: Trial, state: str, number: int) -> BenchRun:
         inventory = self.inventories.get(trial.storage) if trial.method in ENGINES else None
