@@ -430,3 +430,12 @@ def test_a_setting_that_was_stopped_is_no_unknown_one() -> None:
     assert lines[3].split() == ["64MiB", "unknown"]
     assert "  not measured: -P 16 --span 64MiB: it is gone" in lines
     assert "each was measured once" in "\n".join(lines)
+
+
+def test_the_gentlest_close_to_the_best_is_measured_again_although_three_are_faster() -> None:
+    """Else it could never become the best."""
+    took = {
+        Setting(lanes, WHOLE): seconds for lanes, seconds in ((32, 1.0), (16, 1.01), (8, 1.02), (2, 1.05))
+    }
+    cells, _ = cells_of({setting: [seconds] for setting, seconds in took.items()})
+    assert Setting(2, WHOLE) in worth_another(cells)

@@ -132,3 +132,14 @@ def test_each_storage_is_warmed_by_hand_with_its_own_best_setting(tmp_path: Path
     for one in best:
         setting = Setting(one["setting"]["lanes"], one["setting"]["span"])
         assert f"cold; time by_warm {setting} --no-adapt" in page
+
+
+def test_the_best_setting_is_marked_in_the_chart(tmp_path: Path) -> None:
+    write_report(bench_samples.swept(), str(tmp_path))
+    page = next(tmp_path.glob("*.html")).read_text(encoding="utf-8")
+    best = [line for line in lines_of(tmp_path) if line["type"] == "bench_sweep" and line["best"]]
+    charts = [
+        root for root in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "by lanes and span size" in root
+    ]
+    wide = [chart for chart in charts if ">best<" in chart]
+    assert len(wide) == len(charts) >= len(best) > 0
