@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stager.jobs.bench import asking
 from stager.jobs.bench import engine as bench_engine
 from stager.jobs.bench.children import ChildFailed, Children
 from stager.jobs.bench.engine import Engine, EngineOptions, Started
+from stager.net.question import Answer, Question
 from stager.node.processes import is_alive, members
 from tests.fetchbed import Bed
 from tests.fuselab.fixtures import MountFactory
@@ -145,22 +147,26 @@ def test_a_program_that_ends_once_it_has_said_the_line_was_ready(box: Box) -> No
     assert cell(done, "engine")["cpu_seconds"] > 0
 
 
-def test_one_that_listens_before_it_serves_is_told_at_once(
-    box: Box, port: int, children: Children, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_listens_before_it_serves_is_told_at_once(box: Box, port: int, children: Children) -> None:
     """A question that waits is answered first; others beside it would fill the queue of whoever listens, and the kernel would wait for seconds."""
-    early = 1.0
-    command = (*STAND_IN, box.folder, "--how", "none", "--port", str(port), "--early", str(early))
-    monkeypatch.setattr(
-        asking, "_ANSWER_S", early / 10
-    )  # so that many go unanswered: more than the queue takes
-    crowded = Engine(children, EngineOptions(command, url(port))).start(box.folder, None)
-    monkeypatch.undo()
+    command = (*STAND_IN, box.folder, "--how", "none", "--port", str(port), "--early", "1")
     started = Engine(children, EngineOptions(command, url(port))).start(box.folder, None)
-    assert started.seconds > early
+    assert started.seconds > 1
     assert started.within < 0.25
     assert started.caveat == ""
-    assert crowded.within < 0.75  # a connection that is not taken is made again after half a second
+
+
+def test_a_connection_that_nobody_takes_is_given_up_long_before_the_question(port: int) -> None:
+    """The queue is full: the kernel would repeat the first packet after 1, 3, 7, 15 s."""
+    with ExitStack() as opened:
+        opened.enter_context(socket.create_server(("127.0.0.1", port), backlog=1))
+        for _ in range(4):
+            one = opened.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        began = time.monotonic()
+        assert Question(url(port)).ask(30) == Answer(None, waited=False)
+        assert time.monotonic() - began < 15
 
 
 def test_one_that_is_slow_to_say_that_it_is_not_ready_is_known_less_well(box: Box, port: int) -> None:
@@ -558,6 +564,9 @@ def test_the_last_words_of_one_that_has_ended_are_heard(
     command = (*STAND_IN, box.folder, "--how", "none", "--say", "loaded", "--exit", "0")
     started = Engine(children, EngineOptions(command, log=re.compile("loaded"))).start(box.folder, None)
     assert started.cpu > 0
+    failing = (*command[:-1], "3")
+    with pytest.raises(ChildFailed, match="said that it was ready, and ended with exit 3"):
+        Engine(children, EngineOptions(failing, log=re.compile("loaded"))).start(box.folder, None)
 
 
 def test_one_that_does_not_listen_is_said_to_cost_time(
