@@ -24,16 +24,17 @@ import os, signal, sys, time
 from stager.engine.crew import END, Voice, hear
 voice, job = Voice(), hear()
 print("this goes to stderr")
+if job["name"] == "stays":  # before it speaks: whoever hears it may stop it at once
+    def last_words(*_):
+        voice.say({"last": "words"})
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, last_words)
 voice.say({"pid": os.getpid(), "job": job["name"]})
 if job["name"] == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
 if job["name"] == "fails":
     os._exit(3)
 if job["name"] == "stays":
-    def last_words(*_):
-        voice.say({"last": "words"})
-        sys.exit(0)
-    signal.signal(signal.SIGTERM, last_words)
     time.sleep(60)
 voice.say(END)
 """
