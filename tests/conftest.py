@@ -31,7 +31,7 @@ _again: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """On a node that pages out memory by itself, give a test that failed a second chance, and say so at the end.
+    """On a node that pages out memory by itself, give a test that failed two more chances, and say so at the end.
 
     There a page can go between the moment it is read and the moment it is looked at, whoever reads it.
     """
@@ -39,7 +39,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    if any(report.failed for report in reports):
+    for _ in range(2):
+        if not any(report.failed for report in reports):
+            break
         _again.append(item.nodeid)
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
     for report in reports:
@@ -50,7 +52,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _again:
-        terminalreporter.section("run twice, for this node pages out memory by itself")
+        terminalreporter.section("run again, for this node pages out memory by itself")
         for name in _again:
             terminalreporter.line(name)
 
