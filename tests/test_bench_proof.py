@@ -212,7 +212,10 @@ def test_a_second_warming_that_must_read_is_thrown_away(box: Box, fuse_mount: Mo
         path = os.pathsep.join([box.folder, environment()["PYTHONPATH"]])
         env = {"PYTHONPATH": path, "BENCH_MODEL": mount.path}
         done = bench(box, mount.path, "--methods", method, *ONE, env=env)
-        thrown_away(done, method, state, because)
+        # At the end of a process its own pages may be busy still, and stay: not every try is spoilt then.
+        reasons = [run["reason"] for run in done.all("bench_run") if run["disturbed"]]
+        assert any(because in reason for reason in reasons), str(done)
+        assert cell(done, method, state)["disturbed"] >= 1
 
 
 # What is judged
